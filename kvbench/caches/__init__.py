@@ -1,0 +1,1 @@
+"""How one layer's keys and values are stored, read and counted."""

@@ -1,0 +1,164 @@
+"""A whole cache: one layer cache per layer, usable by ``model.generate`` and by the scorer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kvbench.caches import attention as _registers_attention  # noqa: F401
+from kvbench.caches.compat import ATTENTION, Cache
+from kvbench.caches.layer import LayerCache, LayerContext, TokenView
+from kvbench.caches.ledger import ByteLedger
+from kvbench.caches.needs import Needs
+from kvbench.caches.rope import Rope
+
+if TYPE_CHECKING:
+    from kvbench.methods.base import Method
+
+Artefacts = Mapping[str, Sequence[Tensor]]
+"""Calibrated tensors by name, one per layer."""
+
+
+class KVCache(Cache):  # type: ignore[misc]
+    """A ``transformers`` cache whose layers store keys and values as one method does.
+
+    Args:
+        layers: One :class:`LayerCache` a layer.
+        method: The method's label, for messages.
+    """
+
+    layers: list[LayerCache]
+
+    def __init__(self, layers: list[LayerCache], method: str = "") -> None:
+        super().__init__(layers=layers)
+        self.method = method
+
+    def adopt(self, prompt: Sequence[TokenView]) -> None:
+        """Compress a shared prompt, layer by layer."""
+        for layer, view in zip(self.layers, prompt, strict=True):
+            layer.adopt(view)
+
+    def ledger(self) -> ByteLedger:
+        """Itemised bytes over all layers and rows of the batch."""
+        return reduce(lambda a, b: a + b, self.per_layer(), ByteLedger())
+
+    def per_layer(self) -> list[ByteLedger]:
+        """One ledger a layer."""
+        return [layer.ledger() for layer in self.layers]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a cache must know of a model.
+
+    Attributes:
+        layers, heads, kv_heads, head_dim: Counts and head size.
+        dtype: Compute dtype. rope: Rotary embedding or ``None``. devices: One a layer.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    rope: Rope | None
+
+    @classmethod
+    def of(cls, model: Any) -> Geometry:
+        """Read a decoder-only ``transformers`` model."""
+        config = model.config.get_text_config()
+        heads = config.num_attention_heads
+        rotary = getattr(decoder_of(model), "rotary_emb", None)
+        return cls(
+            layers=config.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            dtype=model.dtype,
+            rope=None if rotary is None else Rope(rotary),
+        )
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The model without its head."""
+    decoder: nn.Module = model.get_decoder()
+    return decoder
+
+
+def use_kvbench_attention(model: Any) -> None:
+    """Select kvbench's attention function; ordinary caches go on working."""
+    if model.config._attn_implementation != ATTENTION:
+        model.set_attn_implementation(ATTENTION)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How a cache will be used; see :class:`LayerContext`."""
+
+    dtype: torch.dtype | None = None
+    protocol: Literal["prefill", "streaming"] = "prefill"
+    context: int | None = None
+    chunk_size: int = 1
+    seed: int = 0
+
+
+def build_cache(method: Method, geometry: Geometry, options: CacheOptions, artefacts: Artefacts) -> KVCache:
+    """An empty cache of ``method``."""
+    layers = []
+    for index in range(geometry.layers):
+        context = LayerContext(
+            index=index,
+            layers=geometry.layers,
+            heads=geometry.heads,
+            kv_heads=geometry.kv_heads,
+            head_dim=geometry.head_dim,
+            dtype=options.dtype or geometry.dtype,
+            protocol=options.protocol,
+            context=options.context,
+            chunk_size=options.chunk_size,
+            seed=options.seed,
+            rope=geometry.rope,
+            artefacts={name: tensors[index] for name, tensors in artefacts.items()},
+        )
+        make = partial(method.layer, context)
+        layer = make()
+        layer.make = make
+        layers.append(layer)
+    return KVCache(layers, method.label)
+
+
+class CaptureLayer(LayerCache):
+    """Keeps a prompt as it is, for every method to compress from."""
+
+    def __init__(self, context: LayerContext, needs: Needs) -> None:
+        super().__init__(context, needs)
+        self.prompt: TokenView | None = None
+
+    def compress(self, prompt: TokenView) -> None:
+        self.prompt = prompt
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        raise RuntimeError("a captured prompt is not continued; build a method's cache from it")
+
+    def attend(self, q: Tensor) -> Tensor:
+        raise RuntimeError("a captured prompt is not continued; build a method's cache from it")
+
+
+def capture_cache(geometry: Geometry, needs: Needs) -> KVCache:
+    """A cache that records a prompt's keys, values and ``needs``."""
+    contexts = (
+        LayerContext(i, geometry.layers, geometry.heads, geometry.kv_heads, geometry.head_dim, geometry.dtype, rope=geometry.rope)
+        for i in range(geometry.layers)
+    )
+    return KVCache([CaptureLayer(context, needs) for context in contexts], "prompt")
+
+
+def captured(cache: KVCache) -> list[TokenView]:
+    """What a capture cache holds after its prompt's forward."""
+    views = [layer.prompt for layer in cache.layers if isinstance(layer, CaptureLayer)]
+    return [view for view in views if view is not None]

@@ -1,0 +1,289 @@
+"""One layer's keys and values as a method stores and reads them, one token at a time or by blocks.
+
+A method's truth is its token form: append a token, attend, settle. ``extend`` runs the same three
+steps for as many tokens as the stored part stays as it is (``stable_for``); a conformance test holds
+the two equal for every method.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kvbench.caches.attend import causal
+from kvbench.caches.compat import AnyLayer, query_length
+from kvbench.caches.ledger import ByteLedger, Part, ledger_of
+from kvbench.caches.needs import Needs
+from kvbench.caches.observe import Observer
+from kvbench.caches.rope import Rope
+from kvbench.caches.stores import Store
+
+TAG = "_kvbench_layer"
+"""Attribute by which the fresh keys of a forward name the layer that stores them."""
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """Where a layer stands and how the run uses it.
+
+    Attributes:
+        index, layers: This layer and how many there are.
+        heads, kv_heads, head_dim: Query heads, key-value heads, head size.
+        dtype: Format in which keys and values are stored.
+        protocol: ``prefill`` compresses once after the prompt; ``streaming`` from the first token.
+        context: Tokens that a streaming budget is a fraction of.
+        chunk_size: Streaming: tokens between two compressions; 1 is exact.
+        seed: Seed of methods that draw.
+        rope: The model's rotary embedding, or ``None``.
+        artefacts: Calibrated tensors by name, for this layer.
+    """
+
+    index: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    protocol: Literal["prefill", "streaming"] = "prefill"
+    context: int | None = None
+    chunk_size: int = 1
+    seed: int = 0
+    rope: Rope | None = None
+    artefacts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class TokenView:
+    """Tokens of one layer to be compressed or scored, and what was observed of the queries.
+
+    Attributes:
+        keys, values: ``[B, Hkv, T, D]``; keys carry RoPE at their own positions.
+        positions: Original positions ``[B, Hkv, T]``.
+        seen: Tokens seen so far (T unless some were evicted).
+        scaling: The model's softmax scale.
+        observed: What the method's ``needs`` asked for.
+        layer: Where this is.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    seen: int
+    scaling: float
+    observed: Observer
+    layer: LayerContext
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The keys' dtype, at least float32: in which scores are computed."""
+        return torch.promote_types(self.keys.dtype, torch.float32)
+
+    def window_attention(self, window: int) -> Tensor:
+        """Attention probabilities ``[B, Hq, w, T]`` of the last ``window`` queries over the tokens here."""
+        if self.observed.window is None:
+            raise ValueError("a method that reads window queries must declare them in needs")
+        q = self.observed.window[:, :, -window:].to(self.wide)
+        groups = q.shape[1] // self.keys.shape[1]
+        grouped = q.unflatten(1, (-1, groups))  # [B, Hkv, G, w, D]
+        logits = grouped @ self.keys.to(self.wide)[:, :, None].transpose(3, 4) * self.scaling
+        at = torch.arange(self.seen - q.shape[2], self.seen, device=q.device)
+        future = self.positions[:, :, None, None, :] > at[:, None]
+        return logits.masked_fill(future, float("-inf")).softmax(-1).flatten(1, 2)
+
+    def over_groups(self, scores: Tensor) -> Tensor:
+        """Mean over the query heads of each KV head: ``[B, Hq, T]`` → ``[B, Hkv, T]``."""
+        return scores.unflatten(1, (self.keys.shape[1], -1)).mean(2)
+
+
+class LayerCache(AnyLayer):
+    """Base of all layers. Subclasses say what is stored; everything about order and time is here.
+
+    Args:
+        context: Where the layer stands.
+        needs: Query statistics wanted at ``compress`` (and, in streaming, at every settling).
+    """
+
+    def __init__(self, context: LayerContext, needs: Needs = Needs()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        self.is_initialized = True
+        self.context, self.needs = context, needs
+        self.seen = 0
+        self.scaling = context.head_dim**-0.5
+        self.observer: Observer | None = None
+        self.make: Callable[[], LayerCache] | None = None
+        """Makes an empty layer like this one; set by the cache, used for rows of different lengths."""
+        self.rows: list[LayerCache] = []
+
+    # What a method defines -----------------------------------------------------------------
+
+    @abstractmethod
+    def compress(self, prompt: TokenView) -> None:
+        """Take over a prompt whose own attention is done. The view's tensors are shared: copy what is kept."""
+
+    @abstractmethod
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Store fresh tokens ``[B, Hkv, n, D]`` as the method stores them."""
+
+    @abstractmethod
+    def attend(self, q: Tensor) -> Tensor:
+        """``[B, Hq, m, D]`` over what is stored; the last m stored tokens are the queries' own."""
+
+    def settle(self) -> None:
+        """Between two blocks: flush a full residual, evict down to the budget. Nothing by default."""
+
+    def stable_for(self) -> int | None:
+        """Tokens that may come before the stored part next changes; ``None`` is for ever."""
+        return None
+
+    def parts(self) -> Iterator[Part]:
+        """Every tensor this layer stores."""
+        for store in self.stores():
+            yield from store.parts()
+
+    def artefacts(self) -> Iterator[Part]:
+        """Weights-side tensors this layer reads."""
+        return iter(())
+
+    # The walk -----------------------------------------------------------------------------
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None = None) -> Tensor:
+        """Attention of a forward's fresh tokens, storing them on the way.
+
+        Args:
+            q: ``[B, Hq, n, D]``; k, v: ``[B, Hkv, n, D]``, RoPE applied.
+            scaling: Softmax scale.
+            padding: ``[B, n]``, False at left padding; looked at in a layer's first forward only.
+
+        Returns:
+            ``[B, Hq, n, D]``.
+        """
+        self.scaling = scaling
+        if self.rows or (self.seen == 0 and padding is not None and not bool(padding.all())):
+            return self._forward_rows(q, k, v, scaling, padding)
+        if self.seen == 0 and self.context.protocol == "prefill":
+            out = causal(q, k, v, scaling)
+            self.adopt(self.view_of(q, k, v))
+            return out
+        return self.extend(q, k, v)
+
+    def _forward_rows(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None) -> Tensor:
+        """A left-padded batch: each row has a layer of its own, so it gives just what it gives alone."""
+        out = torch.zeros_like(q)
+        skips = [0] * q.shape[0]
+        if not self.rows:
+            if padding is None or self.make is None:
+                raise ValueError("a left-padded batch needs a cache from kvbench.make_cache and its attention mask")
+            self.rows = [self.make() for _ in skips]
+            skips = (padding.shape[1] - padding.sum(1)).tolist()
+        for row, (layer, skip) in enumerate(zip(self.rows, skips, strict=True)):
+            own = slice(row, row + 1)
+            out[own, :, skip:] = layer.forward(q[own, :, skip:], k[own, :, skip:], v[own, :, skip:], scaling)
+        self.seen += q.shape[2]
+        return out
+
+    def view_of(self, q: Tensor, k: Tensor, v: Tensor) -> TokenView:
+        """A prompt as ``compress`` is given it."""
+        observer = Observer(self.needs, self.scaling, self.context.rope)
+        observer.follow(q, k, 0)
+        return prompt_view(k, v, self.scaling, observer, self.context)
+
+    def adopt(self, prompt: TokenView) -> None:
+        """Compress a prompt that was prefilled here or for many methods at once."""
+        self.scaling = prompt.scaling
+        self.compress(prompt)
+        self.seen = prompt.seen
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Fresh tokens through the cache, block by block; exactly what one at a time would give."""
+        if self.observer is None and self.context.protocol == "streaming" and self.needs.any:
+            self.observer = Observer(self.needs, self.scaling, self.context.rope)
+        total, done, outs = q.shape[2], 0, []
+        while done < total:
+            left = total - done
+            n = min(left, self.stable_for() or left)
+            block = slice(done, done + n)
+            outs.append(self._block(q[:, :, block], k[:, :, block], v[:, :, block]))
+            done += n
+        return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+
+    def _block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.append(k, v)
+        out = self.attend(q)
+        if self.observer is not None:
+            keys = self.observed_keys(q.dtype) if self.needs.attention else k
+            self.observer.follow(q, keys, self.seen)
+        self.seen += q.shape[2]
+        self.settle()
+        return out
+
+    def observed_keys(self, dtype: torch.dtype) -> Tensor:
+        """Keys ``[B, Hkv, T, D]`` over which a streaming observer follows attention."""
+        raise NotImplementedError(f"{type(self).__name__} follows no attention while streaming")
+
+    # The byte ledger ----------------------------------------------------------------------
+
+    def all_parts(self) -> Iterator[Part]:
+        """What is stored and what is followed, for all rows."""
+        for row in self.rows:
+            yield from row.all_parts()
+        yield from self.parts()
+        if self.observer is not None:
+            yield from self.observer.parts()
+
+    def ledger(self) -> ByteLedger:
+        """Itemised bytes; stored + slack equals the storages this layer holds."""
+        return ledger_of(self.all_parts(), self.artefacts())
+
+    # The transformers protocol -------------------------------------------------------------
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Hand the fresh tokens to attention, tagged with this layer; ``forward`` stores them."""
+        setattr(key_states, TAG, self)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, not kept: it sets the next RoPE position."""
+        return self.seen
+
+    def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
+        return self.seen + query_length(query), 0
+
+    def reset(self) -> None:
+        """Refused: what was compressed away cannot be had back.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a compressed cache cannot be reset; make a new one with kvbench.make_cache")
+
+    def crop(self, *_: Any) -> None:
+        """Refused, as ``reset`` is: assisted decoding would need tokens that are gone.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a compressed cache cannot be cropped")
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Select rows of the batch (beam search)."""
+        if self.rows:
+            raise RuntimeError("beam search over a left-padded batch is not supported; use prompts of equal length")
+        for store in self.stores():
+            store.reorder(beam_idx)
+        if self.observer is not None:
+            self.observer.reorder(beam_idx)
+
+    def stores(self) -> Iterator[Store]:
+        """The stores this layer is made of; ``parts`` and ``reorder_cache`` are read off them."""
+        return iter(())
+
+
+def prompt_view(k: Tensor, v: Tensor, scaling: float, observer: Observer, context: LayerContext) -> TokenView:
+    """All tokens of a prompt, at positions 0…"""
+    positions = torch.arange(k.shape[2], device=k.device).expand(k.shape[:3])
+    return TokenView(k, v, positions, k.shape[2], scaling, observer, context)

@@ -1,0 +1,32 @@
+"""What a method declares that it wants to know of the queries. Importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Statistics that one prefill gathers for every method that asks.
+
+    Attributes:
+        window: How many of the last queries.
+        attention: The attention that each key received, summed over all queries.
+        moments: For each entry, mean and covariance of the queries before RoPE, that many first positions left out.
+    """
+
+    window: int = 0
+    attention: bool = False
+    moments: tuple[int, ...] = ()
+
+    def __or__(self, other: Needs) -> Needs:
+        """What serves both."""
+        return Needs(
+            max(self.window, other.window),
+            self.attention or other.attention,
+            tuple(sorted({*self.moments, *other.moments})),
+        )
+
+    @property
+    def any(self) -> bool:
+        return self != Needs()

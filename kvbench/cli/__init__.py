@@ -1,0 +1,114 @@
+"""The command line: one module a command, imported only when that command is called.
+
+``main`` is the one place where an error becomes text and an exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from kvbench.errors import ExitCode, KvbenchError, UnknownName, UsageError
+
+COMMANDS = {
+    "run": "Compare compression methods on a model and a text.",
+    "list": "List methods, evaluators, presets or corpora.",
+    "compare": "Set one result against another, with tests.",
+    "verify": "Check that a method does what it says.",
+    "watch": "Attach to a run, or look at one again.",
+    "show": "Print a run's table.",
+}
+"""Command → what it does; its module in this package has the command's name."""
+
+
+class Commands(click.Group):
+    """Knows its commands by the table above, so that ``--help`` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"kvbench.cli.{cmd_name}"), "list_names" if cmd_name == "list" else cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UnknownName("command", args[0], COMMANDS, hint="kvbench --help")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import kvbench
+
+        click.echo(f"kvbench {kvbench.__version__}")
+        ctx.exit()
+
+
+@click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version and exit.")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Benchmark KV-cache compression: what a method costs in quality, and what it saves in memory and time.
+
+    \b
+    kvbench run                                    all methods on the embedded model
+    kvbench run --model Qwen/Qwen2.5-0.5B --methods snapkv,kivi:bits=2
+    kvbench list methods
+    kvbench compare before after
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Errors are one line and a hint, never a traceback."""
+    try:
+        code = cli.main(args=None if argv is None else list(argv), prog_name="kvbench", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except KvbenchError as error:
+        return _tell(error)
+    except click.ClickException as error:
+        return _tell(UsageError(error.format_message(), hint=_help_hint(error)))
+    except (click.Abort, KeyboardInterrupt):
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output left; nothing is wrong here
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.OK)
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _help_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'kvbench'} --help"
+
+
+def _tell(error: KvbenchError) -> int:
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"try: {error.hint}", err=True)
+    return int(error.exit_code)
+
+
+def _unexpected(error: Exception) -> int:
+    """One line for the user; the traceback goes where it can be found."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="kvbench-", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    first = (str(error) or "no message").splitlines()[0]
+    click.echo(f"error: unexpected {type(error).__name__}: {first} (traceback in {file.name})", err=True)
+    return int(ExitCode.FAILURE)

@@ -1,0 +1,72 @@
+"""``kvbench compare A B``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from kvbench.compare import Checked, Comparison, Side, Threshold, check, render, side_of
+from kvbench.compare import compare as set_against
+from kvbench.engine.journal import find_run
+from kvbench.errors import ExitCode
+from kvbench.results import load
+
+_COLOURS = {"better": "green", "worse": "red", "differs": "yellow", "not comparable": "magenta"}
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--fail-on", "limits", multiple=True, metavar="[METHOD/]METRIC:+N[%]", help="Exit with 1 if B is shown to be worse by more.")
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json", "csv"]), default="text", show_default=True)
+@click.option(
+    "--output-dir", default="bench_results", show_default=True, type=click.Path(path_type=Path), help="Where run names are looked up."
+)
+@click.pass_context
+def compare(context: click.Context, a: str, b: str, limits: tuple[str, ...], form: str, output_dir: Path) -> None:
+    """Set result B against result A, method by method and metric by metric.
+
+    A and B are result files, run folders, or names of runs under --output-dir. Bytes are compared by value, scores by a
+    paired test on the same samples, times by Mann-Whitney on the raw repeats. "~" marks what is not shown to differ,
+    "x" what cannot be compared.
+
+    \b
+    kvbench compare before after --fail-on 'perplexity:+1%' --fail-on 'kivi:bits=2/tokens_per_s:-5%'
+    """
+    thresholds = [Threshold.parse(limit) for limit in limits]
+    found = set_against(_side(a, output_dir), _side(b, output_dir))
+    checked = check(thresholds, found.findings, found.methods)
+    click.echo(_rendered(found, checked, form), nl=False)
+    for line in (*found.warnings, *checked.untested):
+        click.echo(f"warning: {line}", err=True)
+    for line in checked.crossed:
+        click.echo(f"failed: {line}", err=True)
+    if checked.crossed:
+        context.exit(ExitCode.FAILURE)
+
+
+def _side(text: str, output_dir: Path) -> Side:
+    path = Path(text)
+    return side_of(load(path if path.is_file() else find_run(text, output_dir).path))
+
+
+def _rendered(found: Comparison, checked: Checked, form: str) -> str:
+    if form == "markdown":
+        return render.markdown(found)
+    if form == "json":
+        return render.json(found, checked.crossed)
+    if form == "csv":
+        return render.csv_text(found)
+    columns = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 120
+    return render.text(found, _paint if sys.stdout.isatty() else render.plain, width=max(80, min(120, columns)))
+
+
+def _paint(text: str, kind: str) -> str:
+    if kind == "heading":
+        return click.style(text, bold=True)
+    if kind == "quiet":
+        return click.style(text, dim=True)
+    return click.style(text, fg=_COLOURS[kind])

@@ -1,0 +1,42 @@
+"""``kvbench show RUN``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from kvbench import results
+from kvbench.cli import options
+from kvbench.displays.table import render
+from kvbench.engine.journal import EVENTS, find_run
+from kvbench.errors import ResultError
+from kvbench.state import RunState
+
+
+@click.command()
+@click.argument("run")
+@options.output_dir
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def show(run: str, output_dir: Path, form: str) -> None:
+    """Print a run's table: what it has so far, if it is not finished.
+
+    RUN is a run's folder, its name under --output-dir, or a result file.
+    """
+    state, name = _read(run, output_dir)
+    if state.spec is None:
+        raise ResultError(f"run '{name}' has not begun: there is nothing to show", hint=f"kvbench run --resume {run}")
+    text = results.dumps(results.build(state, name)).decode() if form == "json" else render(state)
+    sys.stdout.write(text)
+
+
+def _read(run: str, output_dir: Path) -> tuple[RunState, str]:
+    """From the journal where there is one, else from the result file."""
+    if Path(run).is_file():
+        result = results.load(Path(run))
+        return results.to_state(result), result["run"]
+    folder = find_run(run, output_dir)
+    if (folder.path / EVENTS).exists() or not folder.result.exists():
+        return folder.state(), folder.name
+    return results.to_state(results.load(folder.path)), folder.name

@@ -1,0 +1,40 @@
+"""``kvbench verify METHOD``."""
+
+from __future__ import annotations
+
+import click
+
+from kvbench.cli.following import talk
+from kvbench.errors import ExitCode
+from kvbench.spec import ModelSpec
+
+
+@click.command()
+@click.argument("method")
+@click.option("--model", metavar="ID", help="Also check it on this model: a hub id, a folder or a .gguf file.  [default: tiny seeded models]")
+@click.pass_context
+def verify(context: click.Context, method: str, model: str | None) -> None:
+    """Check that METHOD does what it says: bytes, audit, and that every path gives the same numbers.
+
+    METHOD is a name with parameters, such as kivi:bits=2. Exit code 1 if a check fails.
+    """
+    from tabulate import tabulate
+
+    from kvbench.engine.verify import verify as run_checks
+
+    checks = run_checks(method, _stage, model=ModelSpec(id=model) if model else None)
+    rows = [["ok" if c.passed else "FAILED", c.name, _figure(c.figure), _figure(c.limit), c.detail] for c in checks]
+    click.echo(tabulate(rows, headers=["", "check", "figure", "limit", "detail"], tablefmt="simple", disable_numparse=True))
+    failed = sum(not c.passed for c in checks)
+    talk(f"{len(checks) - failed} of {len(checks)} checks passed")
+    if failed:
+        context.exit(ExitCode.FAILURE)
+
+
+def _stage(stage: str, done: int = 0, total: int = 0) -> None:
+    if done == 0:
+        talk(f"  {stage}")
+
+
+def _figure(value: object) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,95 @@
+"""One metric's block: its heading, and a row of texts for each method and point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from kvbench.compare.figures import both, change_text, interval_text, p_text, unit_of
+from kvbench.compare.judge import WORDS, Finding
+
+Cell = Literal["heading", "quiet", "better", "worse", "differs", "not comparable"]
+_TESTS = {"exact": "by value", "paired": "paired t test on shared samples", "noisy": "medians of repeats, Mann-Whitney"}
+_GAP = 2
+_TITLE_PADDING = 2
+"""tabulate makes every column this much wider than its title, and leaves a gap between columns."""
+_NARROWEST = 12
+
+
+def heading(findings: Sequence[Finding]) -> str:
+    """``kl_mean (nats) · lower is better · paired t test on 8 shared samples``."""
+    first = findings[0]
+    unit, _ = unit_of(findings)
+    counts = {f.n_a for f in findings if f.verdict != "x"} | {f.n_b for f in findings if f.verdict != "x"}
+    how = _TESTS[first.evidence]
+    if len(counts) == 1 and first.evidence != "exact":
+        how = how.replace("shared", f"{counts.copy().pop()} shared").replace("repeats", f"{counts.copy().pop()} repeats")
+    better = f"{first.better} is better" if first.better != "neither" else "neither way is better"
+    shared = ",".join(_shared_point(findings))
+    return f"{first.metric}{f' ({unit})' if unit else ''}{f' at {shared}' if shared else ''} · {better} · {how}"
+
+
+def _shared_point(findings: Sequence[Finding]) -> list[str]:
+    """The parts of the point that all rows have: they go into the heading, and what tells rows apart stays."""
+    first, *others = (f.point.split(",") for f in findings)
+    return [part for part in first if part and all(part in other for other in others)]
+
+
+def shared_line(findings: Sequence[Finding]) -> str | None:
+    """What to write instead of a table whose every row would say the same."""
+    if len(findings) < 2:
+        return None
+    count = f"all {len(findings)} rows"
+    if all(f.verdict == "x" for f in findings) and len({f.note for f in findings}) == 1:
+        return f"x  {count}: {findings[0].note}"
+    if all(f.verdict == "~" and f.a == f.b and f.change.absolute == 0.0 for f in findings):
+        return f"~  {count} are equal"
+    return None
+
+
+def block_rows(findings: Sequence[Finding], width: int | None, *, with_holm: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows; columns that would be empty are left out, and long names are cut to keep to ``width``."""
+    _, size = unit_of(findings)
+    shared = _shared_point(findings)
+    rows = [_row(f, size, shared, with_holm) for f in findings]
+    header = ["method", "point", "A", "B", "change", "95 % interval", "p", *(["p (Holm)"] if with_holm else []), "verdict"]
+    kept = [i for i, name in enumerate(header) if name not in ("point", "95 % interval", "p", "p (Holm)") or any(row[i] for row in rows)]
+    header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    return header, rows if width is None else _fit(header, rows, width)
+
+
+def _row(f: Finding, size: float, shared: Sequence[str], with_holm: bool) -> list[str]:
+    a, b = both(f.a, f.b, size)
+    word = WORDS[f.verdict] if f.verdict != "x" else ""
+    verdict = " ".join(part for part in (f.verdict, word) if part) + (f"  {f.note}" if f.note else "")
+    ps = [p_text(f.p), *([p_text(f.holm)] if with_holm else [])]
+    point = ",".join(part for part in f.point.split(",") if part not in shared)
+    return [f.method + _audit(f), point, a, b, change_text(f.change, size), interval_text(f.change, size), *ps, verdict]
+
+
+def _audit(f: Finding) -> str:
+    """The audit's label beside every method that is not what it claims: such a row is labelled, not ranked as one."""
+    labels = dict.fromkeys(label for label in (f.audit_a, f.audit_b) if label)
+    return "" if set(labels) <= {"real"} else f" ({' → '.join(labels)})"
+
+
+def _fit(header: Sequence[str], rows: Sequence[list[str]], width: int) -> list[list[str]]:
+    """Cut the verdict's note, then the method, then the point, each no shorter than it must be."""
+    rows = [list(row) for row in rows]
+    for name, least in (("verdict", 30), ("method", 24), ("point", _NARROWEST), ("method", _NARROWEST), ("verdict", 9)):
+        widths = [max(len(title) + _TITLE_PADDING, *(len(row[i]) for row in rows)) for i, title in enumerate(header)]
+        excess = sum(widths) + _GAP * (len(widths) - 1) - width
+        if excess <= 0:
+            break
+        if name not in header:
+            continue
+        place = header.index(name)
+        limit = max(least, widths[place] - excess)
+        for row in rows:
+            row[place] = cut(row[place], limit)
+    return rows
+
+
+def cut(text: str, limit: int) -> str:
+    """The first ``limit`` characters, the last of them an ellipsis where something is missing."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

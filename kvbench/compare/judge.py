@@ -1,0 +1,197 @@
+"""What may be said of one pair of figures: the change, its interval, and whether any difference is shown.
+
+=========  ============================  =====================================  ============================================
+evidence   shown to differ by            change                                 95 % interval
+=========  ============================  =====================================  ============================================
+exact      the values                    B - A                                  none: the values are the truth
+paired     paired t test, p < 0.05       mean difference over shared samples;   Student's t of the differences
+                                         on a log scale the ratio e^difference
+noisy      Mann-Whitney U, p < 0.05      change of medians                      shifts that the same test does not reject
+=========  ============================  =====================================  ============================================
+
+Relative changes take A's own value as the unit and do not widen the interval for A's error; on a log scale (perplexity)
+and for positive repeats (times) the ratio itself is what is estimated, and nothing is neglected.
+
+p is given as it is, for one test alone. A comparison holds many: ``holm`` is written beside it, and the text says how
+many differences chance alone would show. The verdict goes by the raw p: Holm over a hundred tests would leave
+five repeats of a timing unable to show anything, and a regression missed costs more here than one looked at twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from kvbench.compare.align import Pair
+from kvbench.evaluators.base import Measured
+from kvbench.stats import holm, mann_whitney, median, paired_test, shift_interval, smallest_p
+
+ALPHA = 0.05
+EQUAL = 1e-12
+"""Exact figures this close, relatively, are equal: a ratio of bytes is rounded once."""
+Verdict = Literal["~", "+", "-", "!", "x"]
+WORDS: dict[Verdict, str] = {"~": "", "+": "better", "-": "worse", "!": "differs", "x": "not comparable"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """B against A, in the metric's unit and in % of A; ``None`` where it cannot be said."""
+
+    absolute: float | None = None
+    low: float | None = None
+    high: float | None = None
+    percent: float | None = None
+    percent_low: float | None = None
+    percent_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a comparison.
+
+    Attributes:
+        a, b: The figures compared: as reported, over the shared samples, or medians of repeats.
+        p: Two-sided, of this test alone; ``None`` for exact figures, equal samples, and where there are too few.
+        holm: p adjusted over all tests of the comparison.
+        verdict: ``~`` nothing shown to differ, ``+`` better, ``-`` worse, ``!`` differs (no direction is better), ``x`` not comparable.
+        note: Why, or what to mind.
+        audit_a, audit_b: What the audit found the method to be on each side (``real``, ``masked`` …).
+    """
+
+    method: str
+    metric: str
+    point: str
+    unit: str
+    evidence: str
+    better: str
+    a: float | None
+    b: float | None
+    change: Change
+    p: float | None
+    n_a: int
+    n_b: int
+    verdict: Verdict
+    note: str
+    audit_a: str | None = None
+    audit_b: str | None = None
+    holm: float | None = None
+
+
+def judge(pairs: Sequence[Pair]) -> list[Finding]:
+    """A finding for each pair, with p adjusted by Holm over all tests made."""
+    findings = [_judge(pair) for pair in pairs]
+    tested = [place for place, found in enumerate(findings) if found.p is not None]
+    for place, adjusted in zip(tested, holm([findings[place].p or 0.0 for place in tested]), strict=True):
+        findings[place] = replace(findings[place], holm=adjusted)
+    return findings
+
+
+def _judge(pair: Pair) -> Finding:
+    if pair.refusal is not None or pair.a is None or pair.b is None:
+        value_a, value_b = (one.value if one else None for one in (pair.a, pair.b))
+        return _finding(pair, value_a, value_b, Change(), None, (0, 0), False, refused=True)
+    if pair.kind.evidence == "exact":
+        return _exact(pair, pair.a.value or 0.0, pair.b.value or 0.0)
+    if pair.kind.evidence == "paired":
+        return _paired(pair, pair.a, pair.b)
+    return _noisy(pair, pair.a, pair.b)
+
+
+def _exact(pair: Pair, a: float, b: float) -> Finding:
+    differs = not math.isclose(a, b, rel_tol=EQUAL)
+    return _finding(pair, a, b, _linear(a, b - a if differs else 0.0), None, (1, 1), differs)
+
+
+def _paired(pair: Pair, a: Measured, b: Measured) -> Finding:
+    shared = [key for key in a.samples if key in b.samples]
+    left, right = [a.samples[key] for key in shared], [b.samples[key] for key in shared]
+    counts = (len(shared), len(shared))
+    value_a, value_b = a.value or 0.0, b.value or 0.0
+    if not shared:
+        note = "no shared samples: not tested" if a.samples and b.samples else "no per-sample scores: not tested"
+        return _finding(pair, value_a, value_b, _linear(value_a, value_b - value_a), None, counts, False, note)
+    note = ""
+    if len(shared) < max(len(a.samples), len(b.samples)):
+        value_a, value_b = _mean(left, a.scale), _mean(right, a.scale)
+        note = f"{len(shared)} shared samples of {len(a.samples)} and {len(b.samples)}"
+    test = paired_test(left, right)
+    of = _ratio if a.scale == "log" else _linear
+    if test.p is None:
+        return _finding(pair, value_a, value_b, of(value_a, test.difference), None, counts, False, "one sample: not tested")
+    change = of(value_a, test.difference, test.low, test.high)
+    p = None if left == right else test.p
+    return _finding(pair, value_a, value_b, change, p, counts, test.p < ALPHA, note)
+
+
+def _noisy(pair: Pair, a: Measured, b: Measured) -> Finding:
+    left, right = list(a.samples.values()), list(b.samples.values())
+    counts = (len(left), len(right))
+    if not left or not right:
+        value_a, value_b = a.value or 0.0, b.value or 0.0
+        return _finding(pair, value_a, value_b, _linear(value_a, value_b - value_a), None, counts, False, "no repeats: not tested")
+    value_a, value_b = median(left), median(right)
+    if left == right:
+        return _finding(pair, value_a, value_b, _linear(value_a, 0.0, 0.0, 0.0), None, counts, False)
+    test = mann_whitney(left, right)
+    note = "" if smallest_p(*counts) < ALPHA else f"{counts[0]} and {counts[1]} repeats cannot show a difference"
+    change = _between_medians(value_a, value_b, left, right)
+    return _finding(pair, value_a, value_b, change, test.p, counts, test.p < ALPHA, note)
+
+
+def _between_medians(value_a: float, value_b: float, left: Sequence[float], right: Sequence[float]) -> Change:
+    change = _linear(value_a, value_b - value_a, *(shift_interval(left, right) or (None, None)))
+    if min(*left, *right) <= 0.0:
+        return change
+    ratios = shift_interval([math.log(v) for v in left], [math.log(v) for v in right])
+    if ratios is None:
+        return change
+    return replace(change, percent_low=_percent_of_log(ratios[0]), percent_high=_percent_of_log(ratios[1]))
+
+
+def _linear(a: float, difference: float, low: float | None = None, high: float | None = None) -> Change:
+    """Relative figures are parts of |A|; there are none where A is 0."""
+
+    def percent(value: float | None) -> float | None:
+        return None if value is None or a == 0.0 else 100.0 * value / abs(a)
+
+    return Change(difference, low, high, percent(difference), percent(low), percent(high))
+
+
+def _ratio(a: float, difference: float, low: float | None = None, high: float | None = None) -> Change:
+    """From a difference of logarithms: B/A = e^difference."""
+    percents = [None if value is None else _percent_of_log(value) for value in (difference, low, high)]
+    absolute = [None if value is None else abs(a) * value / 100.0 for value in percents]
+    return Change(*absolute, *percents)
+
+
+def _percent_of_log(difference: float) -> float:
+    return 100.0 * math.expm1(difference)
+
+
+def _mean(samples: Sequence[float], scale: str) -> float:
+    mean = math.fsum(samples) / len(samples)
+    return math.exp(mean) if scale == "log" else mean
+
+
+def _finding(
+    pair: Pair, a: float | None, b: float | None, change: Change, p: float | None, counts: tuple[int, int], differs: bool,
+    note: str = "", *, refused: bool = False,
+) -> Finding:  # fmt: skip
+    kind = pair.kind
+    verdict: Verdict = "x" if refused else _verdict(kind, change) if differs else "~"
+    return Finding(
+        pair.method, pair.metric, pair.point, kind.unit, kind.evidence, kind.better, a, b, change, p, *counts,
+        verdict, pair.refusal or note or pair.note, pair.audit_a, pair.audit_b,
+    )  # fmt: skip
+
+
+def _verdict(kind: Measured, change: Change) -> Verdict:
+    """Which way a difference that is shown goes: by the value, or by the side of 0 on which the interval lies."""
+    if kind.better == "neither":
+        return "!"
+    bound = change.absolute or 0.0
+    if change.low is not None and change.high is not None:
+        bound = change.low + change.high
+    return "+" if (bound > 0.0) == (kind.better == "higher") else "-"

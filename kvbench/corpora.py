@@ -1,0 +1,289 @@
+"""Text, and the windows of tokens that are cut from it.
+
+A corpus is looked for in the mirror folder first (``--data-dir``, else ``KVBENCH_DATA``), then on the hub. Its documents are
+joined, tokenised from the start as far as is needed, and cut into consecutive runs of context + continuation tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from kvbench.errors import CorpusError, UnknownName
+from kvbench.spec import RunSpec
+from kvbench.weights import Progress
+
+if TYPE_CHECKING:
+    from torch import LongTensor
+
+MARGIN = 256
+"""Tokens beyond the last window before tokenising stops: the end of a cut text may be split differently, its start is not."""
+
+BETWEEN_DOCUMENTS = "\n\n"
+STREAM_BLOCK = 64
+"""Documents that are read at once from a stream."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Tokens to score.
+
+    Attributes:
+        tokens: ``[N, C + S]`` token ids on the CPU, int64.
+        info: name, source, content_hash (of the text), tokens_hash (of ``tokens``), join, bos (whether the tokenizer put one
+            in front), window, stride, samples, tokens_read.
+    """
+
+    tokens: LongTensor
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text by name.
+
+    Attributes:
+        title: One line for ``kvbench list corpora``.
+        mirror: Its file under the mirror folder, in the hub's own columns.
+        hub: Arguments of ``datasets.load_dataset``, or ``None`` for text that ships with Python.
+        join: What stands between documents (rows).
+        skip_blank: Leave blank rows out.
+        streamed: Read only as many documents as are needed; ``content_hash`` then covers what was read.
+    """
+
+    title: str
+    mirror: str | None = None
+    hub: tuple[str, str | None, str] | None = None
+    join: str = BETWEEN_DOCUMENTS
+    skip_blank: bool = False
+    streamed: bool = False
+
+
+CORPORA: dict[str, Corpus] = {
+    "language_reference": Corpus("The Python language reference that ships with Python; no download; its text differs by Python version"),
+    # The hub's rows are the file's lines, "\n" included, and blank ones among them; mirrors differ in blank lines and line
+    # ends. Non-blank lines end to end, each with one "\n", are the same text from either.
+    "wikitext2": Corpus(
+        "WikiText-2, raw, test: Wikipedia articles, one document",
+        mirror="wikitext2/wiki.test.raw", hub=("Salesforce/wikitext", "wikitext-2-raw-v1", "test"), join="", skip_blank=True,
+    ),
+    "c4": Corpus(
+        "C4, English, validation: web pages, streamed",
+        mirror="c4/validation.jsonl", hub=("allenai/c4", "en", "validation"), streamed=True,
+    ),
+    "pg19": Corpus(
+        "PG-19, test: whole books, streamed",
+        mirror="pg19/test.jsonl", hub=("emozilla/pg19", None, "test"), streamed=True,
+    ),
+}  # fmt: skip
+
+
+def load_windows(spec: RunSpec, tokenizer: Any | None, progress: Progress) -> Windows:
+    """Cut ``spec.samples`` windows of context + continuation tokens from the corpus.
+
+    Raises:
+        UnknownName: no such corpus.
+        CorpusError: the text cannot be found or read, or is too short; says how many samples would fit.
+    """
+    import torch
+
+    name = spec.corpus.name
+    if tokenizer is None:
+        raise CorpusError(f"corpus '{name}' cannot be read: this model has no tokenizer here", hint="with --random-weights use --evals speed,memory")
+    window = spec.context + spec.continuation
+    stride = spec.corpus.stride or window
+    needed = (spec.samples - 1) * stride + window
+    progress(f"reading {name}", 0, 0)
+    text = open_text(name, spec.corpus.data_dir)
+    ids = _first_tokens(text, tokenizer, needed, progress)
+    if len(ids) < needed:
+        raise _too_short(name, len(ids), needed, window, stride)
+    rows = [ids[start : start + window] for start in range(0, needed - window + 1, stride)]
+    tokens = torch.tensor(rows, dtype=torch.long)
+    facts = {
+        "name": name if name in CORPORA else Path(name).name,
+        "source": text.source,
+        "content_hash": text.digest(),
+        "tokens_hash": hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
+        "join": text.join,
+        "bos": tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id,
+        "window": window,
+        "stride": stride,
+        "samples": spec.samples,
+        "tokens_read": len(ids),
+    }
+    return Windows(tokens, facts)  # type: ignore[arg-type]
+
+
+class Text:
+    """Documents joined as they are read, no further than somebody asks.
+
+    Args:
+        source: Where they come from, for the record.
+        documents: Read once, lazily.
+        join: What stands between two of them.
+        streamed: ``digest`` covers what was read instead of reading to the end.
+    """
+
+    def __init__(self, source: str, documents: Iterable[str], join: str, *, streamed: bool = False) -> None:
+        self.source, self.join, self.streamed = source, join, streamed
+        self._documents = iter(documents)
+        self._first = True
+        self._ended = False
+        self.read = ""
+
+    def at_least(self, characters: int) -> bool:
+        """Read until ``self.read`` holds so many characters; ``False`` if the text ends first."""
+        while len(self.read) < characters and not self._ended:
+            block = list(islice(self._documents, STREAM_BLOCK))
+            self._ended = not block
+            self._append(block)
+        return len(self.read) >= characters
+
+    def _append(self, block: list[str]) -> None:
+        if block:
+            self.read += ("" if self._first else self.join) + self.join.join(block)
+            self._first = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether ``self.read`` is the whole text."""
+        return self._ended
+
+    def digest(self) -> str:
+        """sha256 of the whole text, or of what was read of a stream."""
+        while not self.streamed and not self._ended:
+            self.at_least(2 * len(self.read) + 1)
+        return hashlib.sha256(self.read.encode()).hexdigest()
+
+
+def open_text(name: str, data_dir: str | None) -> Text:
+    """The text that a registered name or a ``.txt``/``.jsonl`` path stands for.
+
+    Raises:
+        UnknownName: neither.
+        CorpusError: its file or the hub cannot be read.
+    """
+    path = Path(name).expanduser()
+    if name not in CORPORA:
+        if path.suffix not in _READERS:
+            raise UnknownName("corpus", name, CORPORA, hint="kvbench list corpora, or name a .txt or .jsonl file")
+        return Text(path.name, _READERS[path.suffix](path), BETWEEN_DOCUMENTS)
+    corpus = CORPORA[name]
+    if corpus.hub is None:
+        return Text("pydoc_data.topics", _language_reference(), corpus.join)
+    mirrored = _mirror(corpus, data_dir)
+    rows = _READERS[mirrored.suffix](mirrored) if mirrored else _hub_rows(name, corpus)
+    source = corpus.mirror if mirrored else "/".join(filter(None, corpus.hub))
+    if corpus.skip_blank:
+        rows = _lines(rows)
+    return Text(str(source), rows, corpus.join, streamed=corpus.streamed)
+
+
+def _first_tokens(text: Text, tokenizer: Any, needed: int, progress: Progress) -> list[int]:
+    """At least ``needed`` token ids from the start, or all there are; the same ids as tokenising the whole text gives."""
+    characters = 5 * (needed + MARGIN)
+    while True:
+        text.at_least(characters)
+        whole = text.ended and characters >= len(text.read)
+        ids: list[int] = tokenizer(text.read[:characters], verbose=False)["input_ids"]
+        progress("tokenising", min(len(ids), needed), needed)
+        if whole or len(ids) >= needed + MARGIN:
+            return ids if whole else ids[: len(ids) - MARGIN]
+        characters = int(characters * max(1.2, 1.1 * (needed + MARGIN) / max(1, len(ids))))
+
+
+def _too_short(name: str, have: int, needed: int, window: int, stride: int) -> CorpusError:
+    fits = (have - window) // stride + 1 if have >= window else 0
+    hint = f"use --samples {fits}" if fits else "use a smaller --context or --continuation, or a longer --corpus"
+    return CorpusError(f"corpus '{name}' has {have:,} tokens and {needed:,} are needed", hint=hint)
+
+
+def _language_reference() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    return (topics[key] for key in sorted(topics))
+
+
+def _mirror(corpus: Corpus, data_dir: str | None) -> Path | None:
+    """The corpus's file in the mirror folder, if it is there."""
+    folder = data_dir or os.environ.get("KVBENCH_DATA")
+    if not folder or corpus.mirror is None:
+        return None
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        flag = "--data-dir" if data_dir else "KVBENCH_DATA"
+        raise CorpusError(f"{flag} names '{folder}', which is no folder", hint=f"correct {flag}, or leave it out")
+    path = root / corpus.mirror
+    return path if path.is_file() else None
+
+
+def _hub_rows(name: str, corpus: Corpus) -> Iterator[str]:
+    """The hub dataset's ``text`` column, row by row."""
+    assert corpus.hub is not None
+    repository, configuration, split = corpus.hub
+    try:
+        from datasets import load_dataset
+
+        rows = iter(load_dataset(repository, configuration, split=split, streaming=corpus.streamed))
+        yield from (row["text"] for row in rows)
+    except Exception as error:  # the library raises what its many file systems raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CorpusError(
+            f"corpus '{name}' cannot be read from the hub ({repository}): {first}",
+            hint=f"put {corpus.mirror} into a folder and name it with --data-dir, or use --corpus language_reference",
+        ) from error
+
+
+def _lines(rows: Iterable[str]) -> Iterator[str]:
+    """Non-blank lines, each ending in one newline."""
+    for row in rows:
+        for line in row.split("\n"):
+            if line.strip():
+                yield f"{line}\n"
+
+
+def _read_text(path: Path) -> Iterator[str]:
+    """A whole file as one document; line ends become ``\\n``."""
+    try:
+        yield path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"'{path.name}' is not UTF-8 text (byte {error.start})", hint="convert it to UTF-8") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    """The ``text`` field of each line."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _text_field(path, number, line)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _text_field(path: Path, number: int, line: bytes) -> str:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise CorpusError(f"'{path.name}' line {number} is not JSON: {error}", hint="write one JSON object a line") from error
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise CorpusError(f"'{path.name}' line {number} has no field \"text\" that holds a string", hint='write {"text": "..."}')
+    return text
+
+
+def _unreadable(path: Path, error: OSError) -> CorpusError:
+    return CorpusError(f"'{path}' cannot be read: {error.strerror or error}", hint="check --corpus")
+
+
+_READERS: dict[str, Callable[[Path], Iterator[str]]] = {".txt": _read_text, ".raw": _read_text, ".jsonl": _read_jsonl}

@@ -1,0 +1,25 @@
+"""For programs: one JSON document on stdout at the end, the result as ``result.json`` has it."""
+
+from __future__ import annotations
+
+import sys
+
+from kvbench import results
+from kvbench.displays.base import Outcome, drain
+from kvbench.engine.journal import RunFolder
+from kvbench.state import RunState
+
+
+class Json:
+    """Silent until the end."""
+
+    owns_terminal = False
+
+    def watch(self, folder: RunFolder, *, live: bool) -> Outcome:
+        return drain(folder)
+
+    def report(self, folder: RunFolder, state: RunState) -> None:
+        """Also of a run that did not finish: ``complete`` is false then."""
+        if state.spec is not None:
+            sys.stdout.write(results.dumps(results.build(state, folder.name)).decode())
+            sys.stdout.flush()

@@ -1,0 +1,101 @@
+"""Lines on stderr while the run goes on, one for each finished unit; the table on stdout at its end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from kvbench import events as ev
+from kvbench.displays.base import Outcome
+from kvbench.displays.table import header, render
+from kvbench.engine.journal import RunFolder
+from kvbench.engine.start import follow
+from kvbench.state import RunState
+from kvbench.tui.format import duration
+
+STAGE_STEP = 0.25
+"""Fraction of a stage after which a line tells its progress where lines cannot be rewritten."""
+
+
+class Plain:
+    """For pipes, logs and small terminals. On a terminal a stage's progress is one line rewritten in place."""
+
+    owns_terminal = False
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+        self._rewrites = self._out.isatty()
+        self._stage, self._told = "", -1.0
+        self._open_line = False
+
+    def watch(self, folder: RunFolder, *, live: bool) -> Outcome:
+        for state, event in follow(folder):
+            self.tell(state, event)
+        self._close_line()
+        return "over"
+
+    def report(self, folder: RunFolder, state: RunState) -> None:
+        if state.spec is not None and state.methods and (state.records or state.status == "finished"):
+            sys.stdout.write(render(state))
+            sys.stdout.flush()
+        if folder.result.exists() and state.is_over:
+            self._line(f"result: {folder.result}")
+
+    def tell(self, state: RunState, event: ev.Event) -> None:
+        """Write what ``event`` means to a reader, if anything."""
+        if isinstance(event, ev.StageEntered):
+            self._tell_stage(event)
+        elif isinstance(event, ev.UnitFinished):
+            self._line(_unit_line(state, event))
+        else:
+            for line in _lines(state, event):
+                self._line(line)
+
+    def _tell_stage(self, event: ev.StageEntered) -> None:
+        part = event.done / event.total if event.total else 0.0
+        text = f"{event.stage} {part:.0%}" if event.total else event.stage
+        if self._rewrites:
+            self._out.write(f"\r\033[K  {text}")
+            self._out.flush()
+            self._open_line = True
+        elif event.stage != self._stage or part >= self._told + STAGE_STEP:
+            self._told = part
+            self._line(f"  {text}")
+        self._stage = event.stage
+
+    def _line(self, text: str) -> None:
+        self._close_line()
+        self._out.write(f"{text}\n")
+        self._out.flush()
+
+    def _close_line(self) -> None:
+        """A stage's line makes room for the next one."""
+        if self._open_line:
+            self._out.write("\r\033[K")
+        self._open_line = False
+
+
+def _unit_line(state: RunState, event: ev.UnitFinished) -> str:
+    unit = state.units[event.unit]
+    number, total = len(state.done) + len(state.lost), len(state.units)
+    left = f"  {duration(state.remaining)} left" if number < total and state.remaining is not None else ""
+    name = f"{unit.evaluator} {unit.index + 1}"
+    return f"  {number:>{len(str(total))}}/{total}  {name:<16} {len(unit.methods):>3} methods {event.seconds:>8.1f} s{left}"
+
+
+def _lines(state: RunState, event: ev.Event) -> list[str]:
+    if isinstance(event, ev.RunStarted):
+        return [f"{len(event.methods)} methods, {len(event.units)} units"]
+    if isinstance(event, ev.RunResumed):
+        return [f"resumed: {event.done_units} of {len(state.units)} units were done"]
+    if isinstance(event, ev.ModelLoaded):
+        return header(state)[:1]
+    if isinstance(event, ev.MethodFailed):
+        return [f"  {event.method} failed: {event.error}"]
+    if isinstance(event, ev.WorkerDied):
+        return [f"  the worker died ({event.reason}); starting another"]
+    if isinstance(event, ev.UnitLost):
+        return [f"  {event.unit} is left out: {event.reason}"]
+    if isinstance(event, ev.NoteWritten):
+        return [f"  {event.text}"]
+    return []

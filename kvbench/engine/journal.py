@@ -1,0 +1,251 @@
+"""The run folder and its journal: the only truth about a run, built to outlive any kill.
+
+One process, the supervisor, writes ``events.jsonl``; it holds ``lock`` while it lives. Readers need no
+lock: they take whole lines only, so a line that is being written, or was torn by a kill, is not there yet.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+import orjson
+
+from kvbench import events as ev
+from kvbench.errors import ResourceError, ResultError, RunBusy, UnknownName, UsageError
+from kvbench.spec import RunSpec
+from kvbench.state import RunState, replay
+
+SCHEMA = 1
+"""Version of the journal's events."""
+SPEC, EVENTS, LOG, RESULT, LOCK = "spec.json", "events.jsonl", "run.log", "result.json", "lock"
+
+
+class Journal:
+    """The writer's end. Opening it cuts off a last line that a kill tore.
+
+    Raises:
+        ResourceError: the disk is full or the file cannot be written; nothing half stays behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._size = _whole_lines(self._fd)
+        os.ftruncate(self._fd, self._size)
+
+    def append(self, event: ev.Event, *, sync: bool = False) -> None:
+        """Write one event as one line; ``sync`` also puts everything so far onto the disk itself."""
+        line = ev.encode(event)
+        try:
+            written = os.write(self._fd, line)
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+            if sync:
+                os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, self._size)
+            raise ResourceError(f"{self._path} cannot be written: {error.strerror}", hint="free some disk space, then resume the run") from error
+        self._size += len(line)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _whole_lines(fd: int, block: int = 65536) -> int:
+    """Bytes up to and including the last newline."""
+    end = os.fstat(fd).st_size
+    while end > 0:
+        start = max(0, end - block)
+        found = os.pread(fd, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+class Tail:
+    """A reader that returns, at each poll, the events that were written since the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset, self._lines = path, 0, 0
+
+    def poll(self) -> list[ev.Event]:
+        """New events, oldest first; a line without its newline is left for later.
+
+        Raises:
+            ResultError: a whole line that cannot be read; the message has its number.
+        """
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [self._decode(line) for line in whole.splitlines()]
+
+    def _decode(self, line: bytes) -> ev.Event:
+        self._lines += 1
+        try:
+            event = ev.decode(line)
+        except ResultError as error:
+            raise ResultError(f"{self._path}, line {self._lines}: {error.message}", hint="start a new run") from error
+        if isinstance(event, ev.RunStarted) and event.schema != SCHEMA:
+            raise ResultError(f"{self._path} has journal schema {event.schema}; this kvbench reads {SCHEMA}", hint="start a new run")
+        return event
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk: ``spec.json``, ``events.jsonl``, ``run.log``, ``result.json`` and ``lock``."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, spec: RunSpec, output_dir: Path, name: str | None = None) -> RunFolder:
+        """A new folder that holds the question. It appears under its name whole or not at all.
+
+        Args:
+            name: Folder name; by default the time and the preset or model (``2026-11-22_14-03-05_smollm2``).
+
+        Raises:
+            UsageError: the name is taken, or the folder cannot be written.
+        """
+        draft = output_dir / f".creating-{uuid4().hex[:12]}"
+        try:
+            draft.mkdir(parents=True)
+            (draft / SPEC).write_bytes(orjson.dumps(spec.to_plain(), option=orjson.OPT_INDENT_2))
+        except OSError as error:
+            raise UsageError(f"{output_dir} cannot be written: {error.strerror}", hint="choose another folder with --output-dir") from error
+        stem = name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{_slug(spec)}"
+        for target in [stem] if name else [stem, *(f"{stem}-{n}" for n in range(2, 1000))]:
+            try:
+                return cls(draft.rename(output_dir / target))
+            except OSError:
+                continue
+        (draft / SPEC).unlink()
+        draft.rmdir()
+        raise UsageError(f"{output_dir / stem} exists already", hint=f"kvbench run --resume {stem}, or another --name")
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def log(self) -> Path:
+        return self.path / LOG
+
+    @property
+    def result(self) -> Path:
+        return self.path / RESULT
+
+    def spec(self) -> RunSpec:
+        """The question that the folder was made for.
+
+        Raises:
+            ResultError: ``spec.json`` is missing or broken.
+        """
+        try:
+            return RunSpec.from_plain(orjson.loads((self.path / SPEC).read_bytes()))
+        except (OSError, orjson.JSONDecodeError) as error:
+            raise ResultError(f"{self.path / SPEC} cannot be read: {error}", hint="start a new run") from error
+
+    def tail(self) -> Tail:
+        return Tail(self.path / EVENTS)
+
+    def read(self) -> Sequence[ev.Event]:
+        """Every whole event so far; a torn last line is not one."""
+        return self.tail().poll()
+
+    def state(self) -> RunState:
+        return replay(self.read())
+
+    def writer(self) -> Journal:
+        return Journal(self.path / EVENTS)
+
+    def acquire(self, patience: float = 1.0) -> int:
+        """Take the lock and return its descriptor; it is held until every copy of the descriptor is closed.
+
+        The lock goes to a child that inherits the descriptor, so a run has an owner from before its
+        supervisor's first instruction to its last. ``patience`` (seconds) outlasts a reader's probe.
+
+        Raises:
+            RunBusy: a living process holds it.
+        """
+        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(fd, 0)  # a dead owner's process id must not be signalled
+                return fd
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    raise RunBusy(f"{self.path} is being written by process {self.pid()}", hint=f"kvbench watch {self.path}") from None
+                time.sleep(0.02)
+
+    def is_alive(self) -> bool:
+        """Whether a supervisor holds this run now."""
+        try:
+            fd = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def pid(self) -> int | None:
+        """The supervisor, as it wrote itself into the lock; it lives only if :meth:`is_alive`. ``None``: not yet known."""
+        try:
+            return int((self.path / LOCK).read_text() or 0) or None
+        except (OSError, ValueError):
+            return None
+
+
+def _slug(spec: RunSpec) -> str:
+    stem = Path(spec.preset or spec.model.id.removeprefix("embedded:")).name
+    return re.sub(r"[^A-Za-z0-9.]+", "-", stem.removesuffix(".toml").removesuffix(".gguf")).strip("-.").lower() or "run"
+
+
+def is_run(path: Path) -> bool:
+    return any((path / part).is_file() for part in (SPEC, EVENTS, RESULT))
+
+
+def run_names(output_dir: Path) -> list[str]:
+    """Names of the runs under ``output_dir``, oldest name first."""
+    return sorted(p.name for p in output_dir.iterdir() if not p.name.startswith(".") and is_run(p)) if output_dir.is_dir() else []
+
+
+def find_run(text: str, output_dir: Path) -> RunFolder:
+    """A run's folder, or its name under ``output_dir``.
+
+    Raises:
+        UnknownName: neither; the message has the nearest names.
+    """
+    for candidate in (Path(text), output_dir / text):
+        if is_run(candidate):
+            return RunFolder(candidate)
+    names = run_names(output_dir)
+    hint = f"the newest under {output_dir} is {names[-1]}" if names else f"there is no run under {output_dir}: name its folder, or use --output-dir"
+    raise UnknownName("run", text, names, hint=hint)

@@ -1,0 +1,116 @@
+"""What a run will do, decided before anything is loaded: methods, units, and what cannot be.
+
+The plan is a pure function of the specification, so a plan made again is the same plan. Units are
+in order of evaluators, and within one in order of samples with every method inside: the audit first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvbench.errors import UsageError
+from kvbench.evaluators.base import Evaluator
+from kvbench.shape import check_supported, shape_of
+from kvbench.spec import EvaluatorSpec, RunSpec
+from kvbench.state import RunState, Unit
+from kvbench.summary import BASELINE, evaluators_of
+
+if TYPE_CHECKING:
+    from kvbench.methods.base import Method
+
+AUDIT = EvaluatorSpec("audit")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Methods by label in table order, and units in the order in which they are done."""
+
+    spec: RunSpec
+    methods: Mapping[str, Method]
+    units: Sequence[Unit]
+
+
+def complete(spec: RunSpec) -> RunSpec:
+    """The specification with its controls: ``baseline`` above and ``random`` below, every method if none is named.
+
+    Raises:
+        UsageError: a name or value that no run can have.
+    """
+    from kvbench.methods.base import expand
+
+    methods = expand([m.label for m in spec.methods] or ["all"])
+    evaluators = spec.evaluators or (EvaluatorSpec("perplexity"), EvaluatorSpec("speed"), EvaluatorSpec("memory"))
+    return spec.with_changes(methods=methods, evaluators=evaluators).validate()
+
+
+def plan(spec: RunSpec) -> Plan:
+    """Resolve every name and lay out the units; imports no torch.
+
+    Raises:
+        UnknownName: a method, evaluator or parameter that does not exist.
+        UsageError: a combination that would measure nothing or something else than it says.
+        UnsupportedModel: the model's config is known and its attention would be measured wrongly.
+    """
+    spec.validate()
+    methods = resolve_methods(spec)
+    _check_model(spec, methods)
+    evaluators = all_evaluators(spec)
+    for evaluator in evaluators:
+        _check(spec, evaluator)
+    units = [unit for evaluator in evaluators for unit in evaluator.units(spec, list(methods))]
+    return Plan(spec, methods, units)
+
+
+def resolve_methods(spec: RunSpec) -> dict[str, Method]:
+    """Row label → method, the baseline first.
+
+    Raises:
+        UsageError: the baseline is missing, or a method cannot be built from its parameters.
+    """
+    from kvbench.methods.base import resolve
+
+    if BASELINE not in [m.label for m in spec.methods]:
+        raise UsageError("there is nothing to compare with: the methods lack 'baseline'", hint=f"add {BASELINE} to the methods")
+    return {m.label: resolve(m, spec) for m in sorted(spec.methods, key=lambda m: m.label != BASELINE)}
+
+
+def all_evaluators(spec: RunSpec) -> list[Evaluator]:
+    """The audit, which every run makes, then what the specification asks for."""
+    asked = [e for e in spec.evaluators if e.name != AUDIT.name]
+    audit = next((e for e in spec.evaluators if e.name == AUDIT.name), AUDIT)
+    return evaluators_of(spec.with_changes(evaluators=(audit, *asked)))
+
+
+def _check_model(spec: RunSpec, methods: Mapping[str, Method]) -> None:
+    """What a known config already refuses; other models are checked when they are loaded."""
+    if spec.model.config is None:
+        return
+    from kvbench.methods.base import refuse
+
+    check_supported(spec.model.config, spec.context + spec.continuation)
+    shape = shape_of(spec.model.config)
+    for label, method in methods.items():
+        try:
+            method.check(shape)
+        except ValueError as error:
+            raise refuse(label, error) from error
+
+
+def _check(spec: RunSpec, evaluator: Evaluator) -> None:
+    if spec.model.random_weights and evaluator.needs_weights:
+        raise UsageError(
+            f"evaluator '{evaluator.name}' scores text and says nothing about random weights",
+            hint="--evals speed,memory, or leave out --random-weights",
+        )
+    if spec.protocol not in evaluator.protocols:
+        raise UsageError(
+            f"evaluator '{evaluator.name}' cannot follow protocol '{spec.protocol}' (it can: {', '.join(evaluator.protocols)})",
+            hint=f"--protocol {evaluator.protocols[0]}, or other --evals",
+        )
+
+
+def units_left(state: RunState) -> list[Unit]:
+    """What is neither finished nor lost, in order."""
+    return [unit for key, unit in state.units.items() if key not in state.done and key not in state.lost]

@@ -1,0 +1,101 @@
+"""How tokens pass through a model and its cache: prefill, continuation, streaming.
+
+``prefill``: C tokens through ordinary causal attention, once for all methods; each method then
+compresses, and the continuation reads what it stored. ``streaming``: a method's cache from the first
+token on. In both the continuation is one forward; attention walks it through each layer's cache by
+blocks (:mod:`kvbench.caches.layer`), which equals feeding one token at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, build_cache, capture_cache, captured, decoder_of
+from kvbench.caches.layer import TokenView
+from kvbench.caches.needs import Needs
+from kvbench.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prefilled prompt that any number of methods may compress.
+
+    Attributes:
+        views: Keys, values and observations, one a layer.
+        last_hidden: Final hidden state of the last token, ``[B, hidden]``; it predicts the first scored token.
+    """
+
+    views: list[TokenView]
+    last_hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model together with what its caches need.
+
+    Attributes:
+        model: A ``transformers`` causal model using kvbench's attention.
+        geometry: Read off the model. artefacts: Calibrated tensors. options: How caches are used.
+    """
+
+    model: Any
+    geometry: Geometry
+    artefacts: Artefacts
+    options: CacheOptions
+
+    def cache(self, method: Method) -> KVCache:
+        """An empty cache of ``method``."""
+        return build_cache(method, self.geometry, self.options, self.artefacts)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor, needs: Needs) -> Prompt:
+        """Run a prompt ``[B, C]`` once, uncompressed, gathering what methods need."""
+        cache = capture_cache(self.geometry, needs)
+        hidden = self.forward(tokens, cache)
+        return Prompt(captured(cache), hidden[:, -1].clone())
+
+    @torch.inference_mode()
+    def compress(self, method: Method, prompt: Prompt) -> KVCache:
+        """``method``'s cache of the prompt."""
+        cache = self.cache(method)
+        cache.adopt(prompt.views)
+        return cache
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Final hidden states ``[B, n, hidden]`` of tokens ``[B, n]`` that follow what ``cache`` has seen."""
+        seen = cache.get_seq_length()
+        positions = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
+        out = decoder_of(self.model)(input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def stepwise(self, tokens: Tensor, cache: Any) -> Tensor:
+        """As :meth:`forward`, one token at a time: the definition that the block form must equal."""
+        return torch.cat([self.forward(tokens[:, i : i + 1], cache) for i in range(tokens.shape[1])], 1)
+
+    def continuation(self, prompt: Prompt, cache: KVCache, tokens: Tensor, *, stepwise: bool = False) -> Tensor:
+        """Hidden states ``[B, S, hidden]`` that predict the continuation ``tokens`` ``[B, S]``.
+
+        The first comes from the uncompressed prompt; the other S − 1 read compressed storage.
+        """
+        first = prompt.last_hidden[:, None].to(tokens.device)
+        if tokens.shape[1] == 1:
+            return first
+        walk = self.stepwise if stepwise else self.forward
+        return torch.cat((first, walk(tokens[:, :-1], cache).to(first.device)), 1)
+
+    def streaming(self, cache: KVCache, tokens: Tensor, continuation: int, *, stepwise: bool = False) -> Tensor:
+        """Hidden states that predict the last ``continuation`` of ``tokens`` ``[B, C + S]``, compressed from the first token."""
+        walk = self.stepwise if stepwise else self.forward
+        return walk(tokens[:, :-1], cache)[:, -continuation:]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head, ``[..., hidden]`` → ``[..., vocabulary]``."""
+        head = self.model.get_output_embeddings()
+        out: Tensor = head(hidden.to(head.weight.device))
+        return out

@@ -1,0 +1,225 @@
+"""The process that holds the model: ``python -m kvbench.engine.worker RUN_FOLDER EVENT_FD SUPERVISOR_PID``.
+
+It reads from the journal what is left to do, does it unit by unit, and tells each fact as one JSON line on a
+descriptor of its own, so that whatever libraries print cannot mix with it. It keeps nothing that a kill could lose,
+and does not outlive its supervisor.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvbench import events as ev
+from kvbench.engine.journal import RunFolder
+from kvbench.engine.plan import all_evaluators, resolve_methods, units_left
+from kvbench.errors import ExitCode, KvbenchError, ResourceError, RunFailed
+from kvbench.evaluators.base import Evaluator, UnitContext
+from kvbench.state import RunState, Unit
+from kvbench.summary import BASELINE
+
+if TYPE_CHECKING:
+    from kvbench.engine.session import Session
+
+STAGE_EVERY = 0.5
+"""Seconds between two reports of one stage's progress."""
+
+
+class Emitter:
+    """Writes events to the supervisor. If nobody reads any more, the process ends at once."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._stage, self._stage_at = "", 0.0
+
+    def __call__(self, event: ev.Event) -> None:
+        line = memoryview(ev.encode(event))
+        try:
+            while line:
+                line = line[os.write(self._fd, line) :]
+        except BrokenPipeError:
+            os._exit(ExitCode.FAILURE)
+
+    def stage(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Tell progress: each new stage and each end, and in between not too often."""
+        now = time.time()
+        if stage != self._stage or done == total or now - self._stage_at >= STAGE_EVERY:
+            self._stage, self._stage_at = stage, now
+            self(ev.StageEntered(now, stage, done, total))
+
+
+class Context(UnitContext):
+    """Tells what happens in one unit, and turns a method's failure into its row."""
+
+    def __init__(self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str]) -> None:
+        self._unit, self._emit, self._failed = unit, emit, failed
+
+    def method_started(self, method: str) -> None:
+        self._emit(ev.MethodStarted(time.time(), self._unit.id, method))
+
+    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
+        broken = not_finite(data)
+        if broken:
+            raise FloatingPointError(f"{broken} is not a finite number ({self._unit.evaluator}, {key})")
+        self._emit(ev.RecordMade(time.time(), self._unit.id, self._unit.evaluator, method, key, dict(data)))
+
+    def audited(self, method: str, label: str, checks: Mapping[str, Any]) -> None:
+        self._emit(ev.AuditRecorded(time.time(), method, label, dict(checks)))
+
+    def is_alive(self, method: str) -> bool:
+        return method not in self._failed
+
+    def guard(self, method: str, action: Callable[[], None]) -> bool:
+        """Run ``action``; see :meth:`UnitContext.guard`.
+
+        Raises:
+            RunFailed: the baseline failed, so nothing could be compared.
+        """
+        if not self.is_alive(method):
+            return False
+        try:
+            action()
+        except Exception as error:
+            traceback.print_exc()
+            kind, text = classify(error)
+        else:
+            return True
+        if kind == "out of memory":  # only now, when the traceback no longer holds the tensors
+            free_memory()
+        self._failed.add(method)
+        self._emit(ev.MethodFailed(time.time(), self._unit.id, method, text, kind))
+        if method == BASELINE:
+            raise RunFailed(f"the baseline failed in {self._unit.id}: {text}", hint=_baseline_hint(kind))
+        return False
+
+
+def _baseline_hint(kind: str) -> str:
+    return "use smaller --context or --batch-size, or another --device" if kind == "out of memory" else "kvbench verify baseline"
+
+
+def not_finite(data: Any, name: str = "value") -> str | None:
+    """The name of the first NaN or infinity in nested plain data, or ``None``."""
+    if isinstance(data, Mapping):
+        return next((found for key, value in data.items() if (found := not_finite(value, str(key)))), None)
+    if hasattr(data, "tolist"):
+        data = data.tolist()
+    if isinstance(data, list | tuple):
+        return next((found for value in data if (found := not_finite(value, name))), None)
+    return name if isinstance(data, float) and not math.isfinite(data) else None
+
+
+def classify(error: Exception) -> tuple[str, str]:
+    """(kind, one line): ``out of memory``, ``not finite`` or the exception's own name."""
+    first = (str(error).strip() or "no message").splitlines()[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return "out of memory", first
+    if isinstance(error, FloatingPointError):
+        return "not finite", first
+    if isinstance(error, KvbenchError):
+        return type(error).__name__, error.message
+    return type(error).__name__, f"{type(error).__name__}: {first}"
+
+
+def free_memory() -> None:
+    """Give back what a failed method held."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def work(state: RunState, emit: Emitter) -> None:
+    """Open the session and do what is left.
+
+    Raises:
+        KvbenchError: the run cannot go on (no model, no text, the baseline failed).
+    """
+    from kvbench.engine.session import Session
+
+    spec = state.spec
+    if spec is None:
+        raise RunFailed("the journal has no plan")
+    methods = resolve_methods(spec)
+    evaluators = {evaluator.name: evaluator for evaluator in all_evaluators(spec)}
+    failed = {label for label, row in state.methods.items() if row.status == "failed"}
+    started = time.time()
+    try:
+        session = Session.open(spec, methods, emit.stage)
+    except Exception as error:
+        raise _cannot_open(error) from error
+    try:
+        _tell_facts(session, emit, started)
+        for unit in units_left(state):
+            _do(unit, evaluators[unit.evaluator], session, emit, failed)
+    finally:
+        session.close()
+
+
+def _cannot_open(error: Exception) -> KvbenchError:
+    """Trying again would end the same way, so this ends the run."""
+    if isinstance(error, KvbenchError):
+        return error
+    traceback.print_exc()
+    kind, text = classify(error)
+    if kind == "out of memory":
+        return ResourceError(f"out of memory while the model was loaded: {text}", hint="use a smaller --model or --dtype, or another --device")
+    return RunFailed(f"the model could not be prepared: {text}", hint="the run's run.log has the traceback")
+
+
+def _tell_facts(session: Session, emit: Emitter, started: float) -> None:
+    now = time.time()
+    emit(ev.EnvironmentRecorded(now, dict(session.environment)))
+    emit(ev.ModelLoaded(now, dict(session.info_model), now - started))
+    if session.info_corpus:
+        emit(ev.CorpusLoaded(now, dict(session.info_corpus)))
+
+
+def _do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed: set[str]) -> None:
+    started = time.time()
+    emit(ev.UnitStarted(started, unit.id))
+    alive = tuple(label for label in unit.methods if label not in failed)
+    if alive:
+        evaluator.run(replace(unit, methods=alive), session, Context(unit, emit, failed))
+    now = time.time()
+    emit(ev.UnitFinished(now, unit.id, now - started))
+
+
+def die_with(supervisor: int) -> None:
+    """Ask Linux to kill this process when its supervisor dies; elsewhere the broken pipe ends it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != supervisor:  # it died before we asked
+        os._exit(ExitCode.FAILURE)
+
+
+def main(argv: list[str]) -> int:
+    folder, fd = RunFolder(Path(argv[0])), int(argv[1])
+    die_with(int(argv[2]))
+    os.set_inheritable(fd, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    emit = Emitter(fd)
+    try:
+        work(folder.state(), emit)
+    except KvbenchError as error:
+        emit(ev.RunFailed(time.time(), error.message, error.hint, int(error.exit_code)))
+        return int(error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        emit(ev.NoteWritten(time.time(), f"worker: {classify(error)[1]}", "error"))
+        return int(ExitCode.FAILURE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

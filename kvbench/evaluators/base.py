@@ -1,0 +1,116 @@
+"""What every evaluator is: it plans units, measures them, and summarises records.
+
+Planning and summarising are pure and import no torch, so that the dashboard, ``show`` and
+``compare`` can use them. Only :meth:`Evaluator.run` touches a model, through a ``Session``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from kvbench.parameters import build
+from kvbench.spec import RunSpec
+from kvbench.state import Unit
+
+if TYPE_CHECKING:
+    from kvbench.engine.session import Session
+
+__all__ = ["Better", "Evaluator", "Evidence", "Measured", "MethodRecords", "Summary", "UnitContext", "build"]
+
+Evidence = Literal["exact", "paired", "noisy"]
+Better = Literal["lower", "higher", "neither"]
+MethodRecords = Mapping[str, Mapping[str, Any]]
+"""One method's records: key → data."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of one method, with what is needed to compare it honestly.
+
+    Attributes:
+        metric: Name, for example ``perplexity``.
+        value: The figure.
+        unit: ``nats``, ``bytes``, ``seconds``, ``tokens/s``, ``1`` …
+        evidence: ``exact`` (compare by value), ``paired`` (by ``samples`` on the same keys), ``noisy`` (by rank test).
+        better: Which direction is an improvement.
+        point: Where it was measured (``batch=1,context=512``), empty if there is one point.
+        low, high: 95 % interval, if the evaluator gives one.
+        samples: key → value of the raw repeats or per-sample scores.
+        scale: ``log`` when ``samples`` are logarithms of ``value`` (perplexity and its NLL).
+    """
+
+    metric: str
+    value: float | None
+    unit: str
+    evidence: Evidence
+    better: Better
+    point: str = ""
+    low: float | None = None
+    high: float | None = None
+    samples: Mapping[str, float] = field(default_factory=dict)
+    scale: Literal["linear", "log"] = "linear"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an evaluator says of one method: flat fields for tables, and measured figures for ``compare``."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    measured: Sequence[Measured] = ()
+
+
+class UnitContext:
+    """How an evaluator speaks while it runs a unit; implemented by the worker."""
+
+    def method_started(self, method: str) -> None:
+        """Mark ``method`` as the one in flight (the row lights up; a crash is blamed on it)."""
+        raise NotImplementedError
+
+    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
+        """Journal one measurement."""
+        raise NotImplementedError
+
+    def audited(self, method: str, label: str, checks: Mapping[str, Any]) -> None:
+        """Journal what the audit found: the label and every check with its figure."""
+        raise NotImplementedError
+
+    def guard(self, method: str, action: Callable[[], None]) -> bool:
+        """Run ``action``; a failure in it becomes ``method``'s row. ``True`` if it succeeded."""
+        raise NotImplementedError
+
+    def is_alive(self, method: str) -> bool:
+        """Whether ``method`` has not failed in this run."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Base of evaluators: a frozen dataclass whose fields are its parameters.
+
+    Class attributes:
+        name: Registered name.
+        title: One line for ``kvbench list evaluators``.
+        needs_text: It scores the corpus.
+        needs_weights: It means nothing on random weights and refuses them.
+        protocols: Protocols it can follow.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    needs_text: ClassVar[bool] = False
+    needs_weights: ClassVar[bool] = False
+    protocols: ClassVar[tuple[str, ...]] = ("prefill", "streaming")
+
+    def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
+        """The work, in order."""
+        raise NotImplementedError
+
+    def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
+        """Measure one unit and journal its records through ``context``."""
+        raise NotImplementedError
+
+    def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
+        """Figures by method from whatever records there are so far."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Compression methods, one file each: a frozen dataclass of parameters and the rule it adds."""

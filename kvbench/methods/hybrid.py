@@ -1,0 +1,120 @@
+"""Eviction and quantisation together, the most important tokens dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvbench.caches.needs import Needs
+from kvbench.methods.base import Method, must_divide, param
+from kvbench.methods.quantised import check_bits, whole_or
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvbench.caches.layer import LayerCache, LayerContext, TokenView
+    from kvbench.models import Shape
+
+
+@dataclass(frozen=True)
+class Hybrid(Method):
+    """Keeps ``retain`` of the tokens; of those the ``guard`` most important dense and the rest quantised.
+
+    Importance is the vote of an observation window (as SnapKV's); the window itself ranks first. With
+    ``pyramid`` above 0, lower layers retain more and upper layers less, linearly, the mean staying the same.
+    """
+
+    name: ClassVar[str] = "hybrid"
+    title: ClassVar[str] = "Hybrid"
+    family: ClassVar[str] = "hybrid"
+    paper: ClassVar[str] = "window voting (arXiv 2404.14469) with per-token quantisation and layer budgets (arXiv 2406.02069)"
+    in_all: ClassVar[bool] = False
+    retain: float = param(0.32, "fraction of the prompt's tokens kept, (0, 1]")
+    k_bits: int = param(3, "bits of quantised keys: 2, 3, 4 or 8")
+    v_bits: int = param(2, "bits of quantised values: 2, 3, 4 or 8")
+    guard: float = param(0.60, "fraction of the kept tokens, by importance, that stays dense, [0, 1]")
+    group: int = param(32, "channels that share a scale; 0 is the whole head")
+    pyramid: float = param(0.0, "slope of layer budgets: bottom layer (1 + pyramid)·retain, top (1 − pyramid)·retain, [0, 1)")
+    window: int = param(32, "observation window, tokens; recent tokens kept dense while streaming")
+    kernel: int = param(5, "pooling width of importance, tokens, odd")
+
+    def __post_init__(self) -> None:
+        check_bits(k_bits=self.k_bits, v_bits=self.v_bits)
+        if not 0.0 < self.retain <= 1.0:
+            raise ValueError(f"retain={self.retain}; it is the fraction kept and lies in (0, 1]")
+        if not 0.0 <= self.guard <= 1.0:
+            raise ValueError(f"guard={self.guard}; it is a fraction of the kept tokens and lies in [0, 1]")
+        if not 0.0 <= self.pyramid < 1.0:
+            raise ValueError(f"pyramid={self.pyramid}; it lies in [0, 1)")
+        if (1 + self.pyramid) * self.retain > 1:
+            raise ValueError(f"pyramid={self.pyramid} makes the bottom layer keep more than all; the largest is {1 / self.retain - 1:.3g}")
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0 or self.group < 0:
+            raise ValueError(f"window={self.window}, kernel={self.kernel}, group={self.group}; window ≥ 1, kernel odd, group ≥ 0")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(window=self.window)
+
+    def check(self, shape: Shape) -> None:
+        must_divide("group", whole_or(self.group, shape.head_dim), shape.head_dim, "head size")
+
+    def score(self, tokens: TokenView) -> Tensor:
+        """Importance ``[B, Hkv, T]``."""
+        from kvbench.caches.scores import window_votes
+
+        return window_votes(tokens, self.window, self.kernel)
+
+    def retained(self, layer: int, layers: int) -> float:
+        """This layer's share of the tokens."""
+        height = layer / (layers - 1) if layers > 1 else 0.5
+        return self.retain * (1 + self.pyramid * (1 - 2 * height))
+
+    def layer(self, context: LayerContext) -> LayerCache:
+        from kvbench.caches.mixed import MixedLayer
+        from kvbench.caches.packing import Scheme
+
+        group = whole_or(self.group, context.head_dim)
+        return MixedLayer(
+            context,
+            self,
+            retain=self.retained(context.index, context.layers),
+            guard=self.guard,
+            keys=Scheme(self.k_bits, group),
+            values=Scheme(self.v_bits, group),
+            window=self.window,
+            fold=2 * self.window,
+        )
+
+
+@dataclass(frozen=True)
+class Hybrid5x(Hybrid):
+    """Retain 32 %, guard 60 % of it, keys in 3 bits and values in 2."""
+
+    name: ClassVar[str] = "hybrid_5x"
+    title: ClassVar[str] = "Hybrid 5x"
+    in_all: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Hybrid8x(Hybrid):
+    """Retain 18 %, guard 50 % of it, 2 bits."""
+
+    name: ClassVar[str] = "hybrid_8x"
+    title: ClassVar[str] = "Hybrid 8x"
+    in_all: ClassVar[bool] = True
+    retain: float = param(0.18, "fraction of the prompt's tokens kept, (0, 1]")
+    k_bits: int = param(2, "bits of quantised keys: 2, 3, 4 or 8")
+    guard: float = param(0.50, "fraction of the kept tokens, by importance, that stays dense, [0, 1]")
+
+
+@dataclass(frozen=True)
+class Hybrid12x(Hybrid):
+    """Retain 12 %, guard 40 % of it, 2 bits in groups of 64."""
+
+    name: ClassVar[str] = "hybrid_12x"
+    title: ClassVar[str] = "Hybrid 12x"
+    in_all: ClassVar[bool] = True
+    retain: float = param(0.12, "fraction of the prompt's tokens kept, (0, 1]")
+    k_bits: int = param(2, "bits of quantised keys: 2, 3, 4 or 8")
+    guard: float = param(0.40, "fraction of the kept tokens, by importance, that stays dense, [0, 1]")
+    group: int = param(64, "channels that share a scale; 0 is the whole head")

@@ -1,0 +1,22 @@
+"""Eight bits for every key and value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvbench.methods.base import param
+from kvbench.methods.quantised import PerToken
+
+
+@dataclass(frozen=True)
+class Int8(PerToken):
+    """Absolute-maximum int8 for each token and head, keys and values alike."""
+
+    name: ClassVar[str] = "int8"
+    title: ClassVar[str] = "INT8 per token"
+    paper: ClassVar[str] = "common practice (symmetric absmax)"
+    k_bits: int = param(8, "bits of keys: 2, 3, 4 or 8")
+    v_bits: int = param(8, "bits of values: 2, 3, 4 or 8")
+    group: int = param(0, "channels that share a scale; 0 is the whole head")
+    symmetric: bool = param(True, "store no zero point")

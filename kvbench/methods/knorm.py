@@ -1,0 +1,25 @@
+"""Keys of small norm are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvbench.methods.base import Eviction
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvbench.caches.layer import TokenView
+
+
+@dataclass(frozen=True)
+class KNorm(Eviction):
+    """Scores a token by minus the L2 norm of its key (Devoto et al., arXiv 2406.11430, §3)."""
+
+    name: ClassVar[str] = "knorm"
+    title: ClassVar[str] = "Key norm"
+    paper: ClassVar[str] = "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression, arXiv 2406.11430"
+
+    def score(self, tokens: TokenView) -> Tensor:
+        return -tokens.keys.to(tokens.wide).norm(dim=-1)

@@ -1,0 +1,190 @@
+"""The result file: what a run found, in one JSON document that outlives the program.
+
+Schema 1, beside what DESIGN §8 shows: ``records`` holds every measurement (evaluator → method → key → data), so that each
+figure in ``results`` can be computed again; ``lost`` the units that killed their worker; ``seconds`` the time of running.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, get_type_hints
+from uuid import uuid4
+
+import orjson
+
+from kvbench.errors import ResourceError, ResultError
+from kvbench.spec import MethodSpec, RunSpec
+from kvbench.state import MethodState, MethodStatus, RunState
+from kvbench.summary import BASELINE, fields_of, measured_of, summarise
+
+SCHEMA = 1
+KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "run": str,
+    "complete": bool,
+    "kvbench_version": str,
+    "protocol": str,
+    "spec": dict,
+    "environment": dict,
+    "model": dict,
+    "corpus": dict,
+    "baseline_perplexity": (float, int, type(None)),
+    "results": list,
+    "records": dict,
+    "lost": dict,
+    "seconds": (float, int),
+}
+"""What every result file holds."""
+
+
+def build(state: RunState, name: str) -> dict[str, Any]:
+    """The result of a run in ``state``; of a run that is not over, what there is so far.
+
+    Raises:
+        ResultError: the run has not begun.
+    """
+    if state.spec is None:
+        raise ResultError(f"run '{name}' has not begun: there is nothing to report", hint=f"kvbench run --resume {name}")
+    summaries = summarise(state)
+    rows = [_row(row, fields_of(summaries, label), [asdict(m) for m in measured_of(summaries, label)]) for label, row in state.methods.items()]
+    built = {
+        "schema": SCHEMA,
+        "run": name,
+        "complete": state.status == "finished" and not state.lost,
+        "kvbench_version": state.kvbench_version,
+        "protocol": state.spec.protocol,
+        "spec": state.spec.to_plain(),
+        "environment": dict(state.environment),
+        "model": dict(state.model),
+        "corpus": dict(state.corpus),
+        "baseline_perplexity": fields_of(summaries, BASELINE).get("perplexity"),
+        "results": rows,
+        "records": state.records,
+        "lost": dict(state.lost),
+        "seconds": state.active_seconds,
+    }
+    plain: dict[str, Any] = orjson.loads(dumps(built))
+    return plain
+
+
+def _row(row: MethodState, found: Mapping[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "method": row.label,
+        "method_name": _title(row.label),
+        "status": row.status,
+        "error": row.error,
+        "error_kind": row.error_kind,
+        "audit": row.audit_label,
+        "audit_checks": dict(row.audit) if row.audit is not None else None,
+        **found,
+        "measured": measured,
+    }
+
+
+def _title(label: str) -> str:
+    """The method's name as papers write it; its label once the plug-in that gave it is gone."""
+    from kvbench.errors import UsageError
+    from kvbench.methods.base import METHODS
+
+    name = MethodSpec.parse(label).name
+    try:
+        return METHODS.load(name).title
+    except UsageError:
+        return name
+
+
+def dumps(result: Mapping[str, Any]) -> bytes:
+    """The document's bytes: indented JSON, a newline at the end."""
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+    return orjson.dumps(result, default=_plain, option=options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def save(result: Mapping[str, Any], path: Path) -> None:
+    """Write ``result`` to ``path``, whole or not at all.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
+    try:
+        with draft.open("wb") as file:
+            file.write(dumps(result))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise ResourceError(f"{path} cannot be written: {error.strerror}", hint="choose another place with --output") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a result file back.
+
+    Args:
+        path: The file, or a run's folder.
+
+    Raises:
+        ResultError: missing, not JSON, of another schema, or lacking what a result must have; says which.
+    """
+    file = path / "result.json" if path.is_dir() else path
+    try:
+        data = orjson.loads(file.read_bytes())
+    except OSError as error:
+        hint = f"kvbench run --resume {path}" if path.is_dir() else "kvbench run"
+        raise ResultError(f"{file} cannot be read: {error.strerror}", hint=hint) from error
+    except orjson.JSONDecodeError as error:
+        raise ResultError(f"{file} is not JSON: {error}", hint="kvbench run writes a new one") from error
+    fault = _fault(data)
+    if fault:
+        raise ResultError(f"{file} is no kvbench result: {fault}", hint="kvbench run writes a new one")
+    return data  # type: ignore[no-any-return]
+
+
+def _fault(data: Any) -> str | None:
+    """What keeps ``data`` from being a result, or ``None``."""
+    if not isinstance(data, dict) or "schema" not in data:
+        return "it has no schema"
+    if data["schema"] != SCHEMA:
+        return f"its schema is {data['schema']}, this kvbench reads {SCHEMA}"
+    missing = [key for key in KINDS if key not in data]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    wrong = [key for key, kind in KINDS.items() if not isinstance(data[key], kind)]
+    if wrong:
+        return f"{', '.join(wrong)} of the wrong kind"
+    if not all(isinstance(row, dict) and {"method", "status", "measured"} <= row.keys() for row in data["results"]):
+        return "a row of results lacks method, status or measured"
+    return None
+
+
+def to_state(result: Mapping[str, Any]) -> RunState:
+    """A state that shows what ``result`` says, for files that come without their journal.
+
+    Raises:
+        ResultError: its specification cannot be read.
+    """
+    rows = {row["method"]: _method_state(row) for row in result["results"]}
+    return RunState(
+        status="finished" if result["complete"] else "interrupted", spec=RunSpec.from_plain(result["spec"]),
+        methods=MappingProxyType(rows), records=result["records"], environment=result["environment"], model=result["model"],
+        corpus=result["corpus"], lost=result["lost"], active_seconds=result["seconds"], kvbench_version=result["kvbench_version"],
+    )  # fmt: skip
+
+
+def _method_state(row: Mapping[str, Any]) -> MethodState:
+    known: MethodStatus = row["status"] if row["status"] in get_type_hints(MethodState)["status"].__args__ else "waiting"
+    done = int(known == "done")
+    return MethodState(
+        row["method"], known, units_done=done, units_planned=1, error=row.get("error"), error_kind=row.get("error_kind"),
+        audit_label=row.get("audit"), audit=row.get("audit_checks"),
+    )  # fmt: skip

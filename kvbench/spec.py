@@ -1,0 +1,210 @@
+"""What is asked for: frozen, parsed and validated before anything is loaded.
+
+``RunSpec`` is the whole question of one run. Methods and evaluators are written as
+``name`` or ``name:param=value,param=value``; a list separates them by commas
+(``snapkv,kivi:bits=2,group=32,int8``). A value with several entries joins them by ``+``
+(``speed:batch=1+8``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import msgspec
+import orjson
+
+from kvbench.errors import ResultError, UsageError
+
+ParamValue = bool | int | float | str
+Params = tuple[tuple[str, ParamValue], ...]
+Protocol = Literal["prefill", "streaming"]
+DTypeName = Literal["auto", "float16", "bfloat16", "float32", "float64"]
+
+
+def parse_value(text: str) -> ParamValue:
+    """``true``/``false``, integers and finite floats become themselves; anything else stays text."""
+    lowered = text.strip().lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            return value
+    return text.strip()
+
+
+def format_value(value: ParamValue) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class NamedSpec:
+    """A registered name with parameters; ``label`` is its canonical text and its row's identity."""
+
+    name: str
+    params: Params = ()
+
+    @property
+    def label(self) -> str:
+        given = ",".join(f"{key}={format_value(value)}" for key, value in self.params)
+        return f"{self.name}:{given}" if given else self.name
+
+    @property
+    def options(self) -> dict[str, ParamValue]:
+        return dict(self.params)
+
+    @classmethod
+    def parse(cls, text: str) -> NamedSpec:
+        """Read ``name`` or ``name:param=value,...``.
+
+        Raises:
+            UsageError: a part that is not ``param=value``, a parameter given twice, or no name.
+        """
+        name, _, rest = text.strip().partition(":")
+        if not name:
+            raise UsageError(f"'{text}' has no name before ':'", hint="write NAME or NAME:param=value")
+        params: dict[str, ParamValue] = {}
+        for part in filter(None, (p.strip() for p in rest.split(","))):
+            key, equals, value = part.partition("=")
+            if not equals or not key or not value:
+                raise UsageError(f"'{part}' in '{text}' is not param=value", hint=f"for example {name}:{key}=1")
+            if key in params:
+                raise UsageError(f"'{key}' is given twice in '{text}'")
+            params[key] = parse_value(value)
+        return cls(name, tuple(params.items()))
+
+
+class MethodSpec(NamedSpec):
+    """A compression method as asked for."""
+
+
+class EvaluatorSpec(NamedSpec):
+    """An evaluator as asked for."""
+
+
+def split_list(text: str) -> list[str]:
+    """Split a comma list of specs; ``b=2`` after ``kivi:a=1`` belongs to ``kivi``."""
+    items: list[str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        is_continuation = "=" in part and ":" not in part.split("=", 1)[0]
+        if is_continuation and items and ":" in items[-1]:
+            items[-1] += f",{part}"
+        else:
+            items.append(part)
+    return items
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, in which numbers, on which device.
+
+    Attributes:
+        id: ``embedded:smollm2``, a hub id (``Qwen/Qwen2.5-7B``), a local folder, or a ``.gguf`` file.
+        dtype: Number format of weights and activations; ``auto`` is the checkpoint's own (float32 on CPU).
+        cache_dtype: Number format in which keys and values are stored; ``auto`` is ``dtype``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+        device_map: ``auto`` spreads one model over several GPUs; ``None`` keeps it on ``device``.
+        random_weights: Build the model from ``config`` alone; quality evaluators refuse.
+        config: A ``transformers`` config (with ``model_type``), so that random weights need no hub.
+        revision: Hub revision, or ``None``.
+    """
+
+    id: str = "embedded:smollm2"
+    dtype: DTypeName = "auto"
+    cache_dtype: DTypeName = "auto"
+    device: str = "auto"
+    device_map: str | None = None
+    random_weights: bool = False
+    config: dict[str, Any] | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """Which text, and how windows are cut from it.
+
+    Attributes:
+        name: A registered corpus or a path to ``.txt``/``.jsonl``.
+        data_dir: Local mirror looked at before the hub (``--data-dir`` or ``KVBENCH_DATA``).
+        stride: Tokens between window starts; ``None`` is context + continuation (no overlap).
+    """
+
+    name: str = "language_reference"
+    data_dir: str | None = None
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run's whole question. Lengths are in tokens; ``compression_ratio`` is the fraction removed."""
+
+    preset: str | None = None
+    model: ModelSpec = field(default_factory=ModelSpec)
+    methods: tuple[MethodSpec, ...] = ()
+    evaluators: tuple[EvaluatorSpec, ...] = ()
+    corpus: CorpusSpec = field(default_factory=CorpusSpec)
+    samples: int = 8
+    context: int = 512
+    continuation: int = 256
+    compression_ratio: float = 0.5
+    protocol: Protocol = "prefill"
+    chunk_size: int = 1
+    batch_size: int = 1
+    seed: int = 0
+
+    def validate(self) -> RunSpec:
+        """Refuse values that no run can have.
+
+        Raises:
+            UsageError: names the flag, the value and the range.
+        """
+        for name in ("samples", "context", "continuation", "chunk_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if not 0.0 <= self.compression_ratio < 1.0:
+            raise UsageError(
+                f"--compression-ratio is {self.compression_ratio}; it is the fraction removed and lies in [0, 1)",
+                hint="for a cache four times smaller use --compression-ratio 0.75",
+            )
+        if self.corpus.stride is not None and self.corpus.stride < 1:
+            raise UsageError(f"--stride is {self.corpus.stride}; it must be at least 1")
+        if self.samples % self.batch_size:
+            raise UsageError(
+                f"--samples {self.samples} is not a multiple of --batch-size {self.batch_size}",
+                hint=f"use --samples {-(-self.samples // self.batch_size) * self.batch_size}",
+            )
+        labels = [m.label for m in self.methods]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise UsageError(f"method '{label}' is given twice", hint="name each method once")
+        return self
+
+    def with_changes(self, **changes: Any) -> RunSpec:
+        return replace(self, **changes)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of everything that could change a number."""
+        return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, data: Mapping[str, Any]) -> RunSpec:
+        """Rebuild a spec from its plain form.
+
+        Raises:
+            ResultError: the data does not describe a run.
+        """
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise ResultError(f"this is no run specification: {error}", hint="start a new run") from error

@@ -1,0 +1,105 @@
+"""What a run says so far, as rows: the one source of every table, live or final."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from kvbench.evaluators.base import Evaluator, Measured, Summary, build
+from kvbench.registry import Registry
+from kvbench.spec import EvaluatorSpec, RunSpec
+from kvbench.state import MethodStatus, RunState
+
+BASELINE = "baseline"
+EVALUATORS: Registry[Evaluator] = Registry("kvbench.evaluators", "evaluator")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's line in every table; ``None`` is "not measured (yet)".
+
+    Attributes:
+        perplexity, perplexity_low, perplexity_high: Over all scored tokens, 95 % interval over samples.
+        delta_pct, delta_low, delta_high: Change of perplexity against the baseline in %, paired interval.
+        kl: Mean KL divergence to the baseline, nats per token. top1: Agreement with its first choice, 0–1.
+        factor: Baseline bytes over stored bytes. stored_bytes: per sequence at the run's context.
+        memory_bytes: Peak of the device's memory (NVML) or the worker's resident memory; ``memory_name`` says which.
+        tokens_per_s, ttft_s: Decode speed and time to first token at the first timed point.
+    """
+
+    label: str
+    status: MethodStatus
+    progress: float
+    error: str | None
+    audit: str | None
+    samples: int = 0
+    perplexity: float | None = None
+    perplexity_low: float | None = None
+    perplexity_high: float | None = None
+    delta_pct: float | None = None
+    delta_low: float | None = None
+    delta_high: float | None = None
+    kl: float | None = None
+    top1: float | None = None
+    factor: float | None = None
+    stored_bytes: float | None = None
+    memory_bytes: int | None = None
+    memory_name: str | None = None
+    tokens_per_s: float | None = None
+    ttft_s: float | None = None
+
+
+@lru_cache(maxsize=64)
+def _evaluator(spec: EvaluatorSpec) -> Evaluator:
+    built: Evaluator = build(EVALUATORS.load(spec.name), spec, "evaluator")
+    return built
+
+
+def evaluators_of(spec: RunSpec) -> list[Evaluator]:
+    """The evaluators that a spec asks for, in its order."""
+    return [_evaluator(e) for e in spec.evaluators]
+
+
+def baseline_of(state: RunState) -> str | None:
+    return BASELINE if BASELINE in state.methods else None
+
+
+def summarise(state: RunState) -> dict[str, dict[str, Summary]]:
+    """evaluator → method → summary, from the records so far."""
+    if state.spec is None:
+        return {}
+    return {
+        evaluator.name: evaluator.summarise(state.records.get(evaluator.name, {}), baseline_of(state))
+        for evaluator in evaluators_of(state.spec)
+    }
+
+
+def fields_of(summaries: Mapping[str, Mapping[str, Summary]], method: str) -> dict[str, Any]:
+    """All flat fields of one method, later evaluators filling what earlier ones lack."""
+    merged: dict[str, Any] = {}
+    for by_method in summaries.values():
+        for key, value in by_method.get(method, Summary()).fields.items():
+            merged.setdefault(key, value)
+    return merged
+
+
+def measured_of(summaries: Mapping[str, Mapping[str, Summary]], method: str) -> list[Measured]:
+    return [m for by_method in summaries.values() for m in by_method.get(method, Summary()).measured]
+
+
+def rows(state: RunState) -> list[Row]:
+    """One row a method, in the plan's order."""
+    summaries = summarise(state)
+    return [_row(state, label, fields_of(summaries, label)) for label in state.methods]
+
+
+def _row(state: RunState, label: str, found: Mapping[str, Any]) -> Row:
+    method = state.methods[label]
+    known = set(Row.__dataclass_fields__) - {"label", "status", "progress", "error", "audit"}
+    renamed = {**found, "delta_pct": found.get("ppl_delta_pct"), "factor": found.get("compression_factor")}
+    return Row(
+        label=label, status=method.status, progress=method.units_done / max(1, method.units_planned),
+        error=method.error, audit=method.audit_label, **{k: v for k, v in renamed.items() if k in known},
+    )  # fmt: skip

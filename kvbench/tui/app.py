@@ -1,0 +1,285 @@
+"""The dashboard: a reader of a run's journal that draws at most four times a second."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.containers import Container, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from kvbench.engine.journal import RunFolder
+from kvbench.errors import KvbenchError
+from kvbench.tui import Outcome
+from kvbench.tui.colours import method_colours
+from kvbench.tui.columns import columns
+from kvbench.tui.feed import LapseFeed
+from kvbench.tui.header import Header
+from kvbench.tui.panels import DetailsPanel, LogPanel, PlotPanel
+from kvbench.tui.plots import PLOTS, Scene
+from kvbench.tui.reading import Reading
+from kvbench.tui.screens import ConfirmCancel, Help
+from kvbench.tui.table import MethodTable
+from kvbench.tui.theme import THEMES, Palette
+
+POLL = 0.4
+"""Seconds between looks at the journal."""
+PAUSE = (0.25, 2.0)
+"""Least and most seconds between two drawings; between them, ``SHARE`` rules."""
+SHARE = 40
+"""A drawing that took t seconds is followed by SHARE · t seconds of rest, so that the benchmark keeps its cores."""
+COMPACT = (110, 30)
+"""A terminal narrower or lower than this shows one panel at a time."""
+
+
+class Dashboard(App[Outcome]):
+    """Follows one run.
+
+    Args:
+        folder: The run's folder.
+        live: Whether to go on reading after the first look.
+        clock: Wall clock, seconds since the epoch.
+    """
+
+    TITLE = "kvbench"
+    CSS_PATH = "dashboard.tcss"
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (COMPACT[0], "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-short"), (COMPACT[1], "-medium"), (44, "-tall")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(Binding(str(n), f"plot('{name}')", title, show=False) for n, (name, (title, _)) in enumerate(PLOTS.items(), start=1)),
+        Binding("tab", "next_plot", "plot", priority=True),
+        Binding("shift+tab", "next_plot(-1)", "previous plot", show=False, priority=True),
+        Binding("s", "sort", "sort"),
+        Binding("r", "reverse", "reverse", show=False),
+        Binding("d", "details", "details"),
+        Binding("l", "log", "log"),
+        Binding("z", "zoom", "zoom", show=False),
+        Binding("x", "axis", "x axis", show=False),
+        Binding("t", "next_theme", "theme"),
+        Binding("p", "replay", "replay", show=False),
+        Binding("question_mark", "help", "help", key_display="?"),
+        Binding("q", "leave", "leave"),
+        Binding("ctrl+q", "leave", "leave", show=False, priority=True),
+        Binding("ctrl+c", "cancel", "cancel", show=False, priority=True),
+    ]
+
+    def __init__(self, folder: Path, *, live: bool, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self._folder, self._live, self._clock = RunFolder(folder), live, clock
+        self._run_reading = Reading(self._folder.tail(), clock if live else None)
+        self._reading = self._run_reading
+        self._palette = Palette.of(self._variables_of(THEMES[0].name), True)
+        self._drawn_at, self._pause, self._stale = 0.0, PAUSE[0], True
+        self._second = -1
+        self._compact_panel, self._details_on, self._log_on, self._by_factor = "plot", True, False, False
+        self._lapse: LapseFeed | None = None
+
+    def _variables_of(self, name: str) -> dict[str, str]:
+        for theme in THEMES:
+            if theme.name not in self.available_themes:
+                self.register_theme(theme)
+        return self.available_themes[name].to_color_system().generate()
+
+    # -- life
+
+    def compose(self) -> ComposeResult:
+        yield Header(self._folder.path.resolve().name, id="header")
+        yield MethodTable(id="table")
+        with Vertical(id="lower"):
+            with Container(id="bottom"):
+                yield PlotPanel(id="plot")
+                yield DetailsPanel(id="details")
+            yield LogPanel(id="log")
+        yield Footer(show_command_palette=True)
+
+    def on_mount(self) -> None:
+        self.theme = THEMES[0].name
+        self.theme_changed_signal.subscribe(self, lambda _: self._recolour())
+        self.query_one(MethodTable).focus()
+        self._arrange()
+        self._look()
+        self.set_interval(POLL, self._look)
+        if not self.is_headless:
+            self._catch_signals()
+
+    def _catch_signals(self) -> None:
+        """Signals sent from outside do what the keys do, with the terminal restored."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self.action_cancel)
+        loop.add_signal_handler(signal.SIGTERM, self.action_leave)
+        loop.add_signal_handler(signal.SIGHUP, self.action_leave)
+
+    def _look(self) -> None:
+        """Read what is new; draw if something is, and the last drawing is long enough ago."""
+        if self._live or self._stale or self._lapse is not None:
+            self._read()
+        if self._lapse is not None and self._lapse.at_end:
+            self._end_replay()
+        if self._stale and time.monotonic() - self._drawn_at >= self._pause:
+            self._draw()
+        elif self._live and int(self._clock()) != self._second and not self._reading.state.is_over:
+            self._second = int(self._clock())
+            self.query_one(Header).tick()
+
+    def _read(self) -> None:
+        try:
+            self._stale = self._reading.advance() or self._stale
+        except KvbenchError as error:
+            self._live = False
+            self.notify(error.message, title="the journal cannot be read", severity="error", timeout=60)
+
+    def _draw(self) -> None:
+        started = time.monotonic()
+        scene = self._scene()
+        self.query_one(Header).show(self._reading, self._palette)
+        table = self.query_one(MethodTable)
+        table.show(scene.rows, self._palette, scene.colours)
+        self._draw_panels(scene if scene.selected else self._scene())
+        self._stale = False
+        self._drawn_at = time.monotonic()
+        self._pause = min(PAUSE[1], max(PAUSE[0], SHARE * (self._drawn_at - started)))
+
+    def _scene(self) -> Scene:
+        state = self._reading.state
+        colours = method_colours(state.methods, dark=self._palette.dark)
+        return Scene(state, self._reading.rows(), self._palette, colours, self.query_one(MethodTable).selected, self._by_factor)
+
+    def _draw_panels(self, scene: Scene | None = None) -> None:
+        """Draw the panels that can be seen."""
+        scene = scene or self._scene()
+        for panel in (self.query_one(PlotPanel), self.query_one(DetailsPanel)):
+            if panel.display:
+                panel.show(scene)
+        if (log := self.query_one(LogPanel)).display:
+            log.show(list(self._reading.log), scene)
+
+    def _recolour(self) -> None:
+        self._palette = Palette.of(self._variables_of(self.theme), self.current_theme.dark)
+        self._draw()
+
+    def on_method_table_selected(self) -> None:
+        self._draw_panels()
+
+    # -- arrangement
+
+    @property
+    def _compact(self) -> bool:
+        return self.size.width < COMPACT[0] or self.size.height < COMPACT[1]
+
+    def on_resize(self) -> None:
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Show the panels that fit and were asked for."""
+        one = self._compact_panel if self._compact else None
+        zoomed = self.screen_stack[0].has_class("zoomed")
+        plot, details, log = (self.screen_stack[0].query_one(f"#{name}") for name in ("plot", "details", "log"))
+        plot.display = one in (None, "plot")
+        details.display = one == "details" or (one is None and self._details_on and not zoomed)
+        log.display = one == "log" or (one is None and self._log_on)
+        self.screen_stack[0].query_one("#bottom").display = one != "log"
+        self.call_after_refresh(self._draw_panels)
+
+    # -- actions
+
+    def action_plot(self, name: str) -> None:
+        self._compact_panel = "plot"
+        self.query_one(PlotPanel).choose(name)
+        self._arrange()
+
+    def action_next_plot(self, by: int = 1) -> None:
+        names = list(PLOTS)
+        shown = self.query_one(PlotPanel)
+        self.action_plot(names[(names.index(shown.plot) + by) % len(names)] if shown.display else shown.plot)
+
+    def action_sort(self) -> None:
+        self.query_one(MethodTable).cycle_sort()
+
+    def action_reverse(self) -> None:
+        self.query_one(MethodTable).reverse_sort()
+
+    def action_details(self) -> None:
+        if self._compact:
+            self._compact_panel = "plot" if self._compact_panel == "details" else "details"
+        else:
+            self._details_on = not self._details_on
+        self._arrange()
+
+    def action_log(self) -> None:
+        if self._compact:
+            self._compact_panel = "plot" if self._compact_panel == "log" else "log"
+        else:
+            self._log_on = not self._log_on
+        self._arrange()
+
+    def action_zoom(self) -> None:
+        self.screen.toggle_class("zoomed")
+        self._arrange()
+
+    def action_axis(self) -> None:
+        self._by_factor = not self._by_factor
+        self.action_plot("pareto")
+
+    def action_next_theme(self) -> None:
+        names = [theme.name for theme in THEMES]
+        self.theme = names[(names.index(self.theme) + 1) % len(names)] if self.theme in names else names[0]
+
+    def action_help(self) -> None:
+        self.push_screen(Help(self._palette))
+
+    def action_leave(self) -> None:
+        self.exit("finished" if self._run_reading.state.is_over else "detached")
+
+    def action_cancel(self) -> None:
+        """Ask, unless there is nothing to cancel."""
+        if self._run_reading.state.is_over or not self._live:
+            self.action_leave()
+        elif not isinstance(self.screen, ConfirmCancel):
+            self.push_screen(ConfirmCancel(), lambda yes: self.exit("cancel") if yes else None)
+
+    async def action_quit(self) -> None:
+        self.action_leave()
+
+    # -- replay
+
+    def action_replay(self) -> None:
+        """Show an ended run again in time-lapse; again ends the replay."""
+        if self._lapse is not None:
+            self._end_replay()
+        elif self._run_reading.state.is_over or not self._live:
+            self._lapse = LapseFeed(self._folder.read())
+            self._reading = Reading(self._lapse)
+            self._restart("» replay")
+
+    def _end_replay(self) -> None:
+        self._lapse, self._reading = None, self._run_reading
+        self._restart("")
+
+    def _restart(self, note: str) -> None:
+        self.query_one(Header).note = note
+        self._stale = True
+
+    # -- command palette
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        yield from super().get_system_commands(screen)
+        for name, (title, _) in PLOTS.items():
+            yield SystemCommand(f"Plot: {title}", "Show this plot", partial(self.action_plot, name))
+        table = self.query_one(MethodTable)
+        for column in columns([]):
+            if not column.beside and column.key != "audit":
+                yield SystemCommand(f"Sort by {column.title}", column.meaning, partial(table.sort_by, column.key))
+        yield SystemCommand("Sort in the plan's order", "As the run goes through the methods", partial(table.sort_by, None))
+        yield SystemCommand("Next theme", "Night, paper, ember", self.action_next_theme)
+        yield SystemCommand("Log", "Show or hide the log", self.action_log)
+        yield SystemCommand("Details", "Show or hide the selected method's details", self.action_details)
+        yield SystemCommand("Help", "Keys, columns and signs", self.action_help)

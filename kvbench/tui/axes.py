@@ -1,0 +1,138 @@
+"""Scales, their ticks, and a framed plot area on a canvas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.style import Style
+
+from kvbench.tui.canvas import Canvas
+from kvbench.tui.format import plain_number
+from kvbench.tui.theme import Palette
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values in [low, high] to [0, 1], linearly or by logarithm (then low > 0)."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def fraction(self, value: float) -> float:
+        """Where the value lies, clipped to the scale's ends."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self, count: int) -> list[float]:
+        """Round values within the scale, about ``count`` of them."""
+        found = _log_ticks(self.low, self.high, count) if self.log else []
+        return found if len(found) > 1 else _linear_ticks(self.low, self.high, count)
+
+
+def padded(values: Sequence[float], *, log: bool = False, pad: float = 0.06) -> Scale:
+    """A scale that holds all values with a little room at both ends."""
+    low, high = min(values), max(values)
+    if log:
+        room = max((high / low) ** pad, 1.02)
+        return Scale(low / room, high * room, log=True)
+    room = (high - low) * pad or max(abs(high) * 0.05, 0.5)
+    return Scale(low - room, high + room)
+
+
+def _linear_ticks(low: float, high: float, count: int) -> list[float]:
+    raw = (high - low) / max(1, count)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    """Decades, with 2 and 5 (or 3) between them where there is room."""
+    for mantissas in ((1, 2, 5), (1, 3), (1,)):
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        found = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
+        if len(found) <= count + 1:
+            return found
+    stride = -(-len(found) // max(1, count))
+    return found[::stride]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The area inside the axes; values become dots through the two scales."""
+
+    canvas: Canvas
+    x: Scale
+    y: Scale
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def dot(self, x: float, y: float) -> tuple[int, int]:
+        column = self.left * 2 + round(self.x.fraction(x) * (self.width * 2 - 1))
+        row = self.top * 4 + round((1 - self.y.fraction(y)) * (self.height * 4 - 1))
+        return column, row
+
+    def cell(self, x: float, y: float) -> tuple[int, int]:
+        column, row = self.dot(x, y)
+        return column // 2, row // 4
+
+    def path(self, points: Sequence[tuple[float, float]], style: Style, *, every: int = 1) -> None:
+        """Join points by straight lines of dots."""
+        dots = [self.dot(x, y) for x, y in points]
+        for (x0, y0), (x1, y1) in zip(dots, dots[1:], strict=False):
+            self.canvas.line(x0, y0, x1, y1, style, every=every)
+        if len(dots) == 1:
+            self.canvas.dot(*dots[0], style)
+
+
+Label = Callable[[float], str]
+
+
+def framed(
+    canvas: Canvas, x: Scale, y: Scale, palette: Palette, *, x_title: str, y_title: str, right: int = 0,
+    x_label: Label = plain_number, y_label: Label = plain_number,
+) -> Frame:  # fmt: skip
+    """Draw axes, ticks and titles; give back the area inside. ``right`` cells are kept free for labels."""
+    y_ticks = y.ticks(max(2, (canvas.height - 3) // 3))
+    left = max([len(y_label(t)) for t in y_ticks], default=1) + 2
+    frame = Frame(canvas, x, y, left, 1, max(4, canvas.width - left - right - 1), max(2, canvas.height - 3))
+    canvas.text(0, 0, y_title, palette.dim)
+    _draw_y(frame, y_ticks, y_label, palette)
+    _draw_x(frame, x_title, x_label, palette)
+    return frame
+
+
+def _draw_y(frame: Frame, ticks: Sequence[float], label: Label, palette: Palette) -> None:
+    for row in range(frame.top, frame.top + frame.height):
+        frame.canvas.text(frame.left - 1, row, "│", palette.line)
+    used: set[int] = set()
+    for tick in ticks:
+        _, row = frame.cell(frame.x.low, tick)
+        if row in used:
+            continue
+        used.add(row)
+        frame.canvas.right(frame.left - 1, row, label(tick), palette.dim)
+        frame.canvas.text(frame.left - 1, row, "┤", palette.line)
+        for column in range(frame.left, frame.left + frame.width):
+            frame.canvas.dot(column * 2 + 1, row * 4 + 1, palette.line)
+
+
+def _draw_x(frame: Frame, title: str, label: Label, palette: Palette) -> None:
+    canvas, axis = frame.canvas, frame.top + frame.height
+    canvas.text(frame.left - 1, axis, "└" + "─" * frame.width, palette.line)
+    canvas.right(frame.left + frame.width + 1, axis + 1, title, palette.dim)
+    for tick in frame.x.ticks(max(2, frame.width // 10)):
+        column, _ = frame.cell(tick, frame.y.low)
+        text = label(tick)
+        start = max(frame.left - 1, column - len(text) // 2)
+        if canvas.is_free(start - 1, axis + 1, len(text) + 2) or (start == 0 and canvas.is_free(0, axis + 1, len(text) + 1)):
+            canvas.text(column, axis, "┬", palette.line)
+            canvas.text(start, axis + 1, text, palette.dim)

@@ -1,0 +1,48 @@
+"""One colour a method, the same in every run: related methods are near each other in hue.
+
+Greys are references, blues and greens evict, yellows and oranges quantise, violets are low-rank,
+reds and pinks are hybrids. A variant (``kivi:bits=2``) is a shade of its method's colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from zlib import crc32
+
+from textual.color import Color
+
+_KNOWN: Mapping[str, str] = {
+    "baseline": "#e8ecf6", "random": "#8f98b0",
+    "streaming_llm": "#3fa7ff", "knorm": "#5ad1e6", "keydiff": "#2fb9c9", "lagkv": "#78c8ff",
+    "tova": "#2fd3a4", "h2o": "#58b58a", "snapkv": "#7be07b", "pyramidkv": "#4cc26b",
+    "observed_attention": "#6f8dff", "expected_attention": "#b7e35a", "adakv": "#9fd36a", "kvzap": "#00c2ff",
+    "int8": "#ffd75e", "int4": "#ffb03b", "fp8": "#ffe79a", "kivi": "#ff8a3d", "turboquant": "#e0a05a",
+    "v_lowrank": "#b48cff", "orthogonal": "#d08cff", "palu": "#9a6cff", "minicache": "#c9a6e8", "asymkv": "#e3a0d8",
+    "hybrid": "#ff5f87", "hybrid_5x": "#ff86b3", "hybrid_8x": "#ff5252", "hybrid_12x": "#e24a9b",
+}  # fmt: skip
+_SHADES = (0.0, 0.16, -0.16, 0.30, -0.28, 0.42)
+
+
+def method_colours(labels: Iterable[str], *, dark: bool) -> dict[str, str]:
+    """Label → ``#rrggbb`` that reads well on a dark or on a light ground."""
+    seen: dict[str, int] = {}
+    colours: dict[str, str] = {}
+    for label in labels:
+        name = label.partition(":")[0]
+        shade = _SHADES[seen.get(name, 0) % len(_SHADES)]
+        seen[name] = seen.get(name, 0) + 1
+        base = Color.parse(_KNOWN.get(name) or _unknown(name))
+        colour = base.lighten(shade) if shade >= 0 else base.darken(-shade)
+        colours[label] = (colour if dark else _for_paper(colour)).hex6
+    return colours
+
+
+def _unknown(name: str) -> str:
+    """A plug-in's colour, from its name alone."""
+    return Color.from_hsl(crc32(name.encode()) % 360 / 360, 0.62, 0.66).hex6
+
+
+def _for_paper(colour: Color) -> Color:
+    """The same hue, dark enough to read on a light ground."""
+    h, s, l = colour.hsl
+    return Color.from_hsl(h, min(1.0, s * 0.95), min(l, 0.36) if s > 0.2 else min(l, 0.30))

@@ -1,0 +1,169 @@
+"""Everything about the selected method: parameters, audit, bytes by item and by layer, its error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from rich.style import Style
+from rich.text import Text
+
+from kvbench.errors import KvbenchError
+from kvbench.spec import MethodSpec, format_value
+from kvbench.state import MethodState
+from kvbench.summary import Row
+from kvbench.tui.canvas import bar, spark
+from kvbench.tui.facts import ledger, per_layer
+from kvbench.tui.format import NONE, fixed, shorten, signed, size
+from kvbench.tui.plots.scene import Scene
+from kvbench.tui.theme import Palette
+
+
+def details(scene: Scene, width: int) -> Text:
+    """The panel's text for the selected method, ``width`` cells wide."""
+    row = next((r for r in scene.rows if r.label == scene.selected), None)
+    if row is None or width < 10:
+        return Text("no method is selected", scene.palette.dim)
+    method = scene.state.methods[row.label]
+    parts = [
+        _head(row, scene, width), _error(method, scene.palette, width), _figures(row, scene.palette, width),
+        _audit(method, scene.palette, width), _ledger(row, scene, width), _layers(row, scene, width),
+        _parameters(row.label, scene, width),
+    ]  # fmt: skip
+    return Text("\n").join(part for part in parts if part)
+
+
+@lru_cache(maxsize=64)
+def _class_of(name: str) -> Any:
+    """The method's class, ``None`` if this machine lacks its plug-in."""
+    from kvbench.methods.base import METHODS
+
+    try:
+        return METHODS.load(name)
+    except KvbenchError:
+        return None
+
+
+def _section(title: str, palette: Palette, width: int, aside: str = "") -> Text:
+    line = Text().append(f"{title} ", palette.ink("primary", bold=True))
+    line.append("─" * max(0, width - len(title) - 1 - (len(aside) + 1 if aside else 0)), palette.line)
+    return line.append(f" {aside}" if aside else "", palette.dim)
+
+
+def _head(row: Row, scene: Scene, width: int) -> Text:
+    name = MethodSpec.parse(row.label).name
+    cls = _class_of(name)
+    text = Text().append("● ", scene.ink(row.label)).append(row.label, Style(color=scene.colours.get(row.label), bold=True))
+    if cls is not None:
+        text.append(shorten(f"  {cls.title}, {cls.family}", width - 2 - len(row.label)), scene.palette.dim)
+        text.append("\n" + shorten(f"  {cls.paper}", width), scene.palette.dim)
+    return text
+
+
+def _error(method: MethodState, palette: Palette, width: int) -> Text | None:
+    if method.error is None:
+        return None
+    text = _section("error", palette, width, method.error_kind or "")
+    return text.append(f"\n✗ {method.error}", palette.ink("error"))
+
+
+def _figures(row: Row, palette: Palette, width: int) -> Text | None:
+    """Whole intervals, which the table has no room for."""
+    pairs = [
+        ("perplexity", fixed(row.perplexity, 3), _interval(row.perplexity_low, row.perplexity_high, ""), row.perplexity),
+        ("ΔPPL", f"{signed(row.delta_pct, 2)} %", _interval(row.delta_low, row.delta_high, "+"), row.delta_pct),
+        ("TTFT", f"{fixed((row.ttft_s or 0) * 1000, 1)} ms", "", row.ttft_s),
+        (row.memory_name or "memory", size(row.memory_bytes), "peak", row.memory_bytes),
+    ]
+    text = Text()
+    for name, value, aside, known in pairs:
+        if known is None:
+            continue
+        text.append("\n" if text else "")
+        text.append(shorten(name, 12).ljust(13), palette.dim).append(value.rjust(11), palette.text)
+        if 26 + len(aside) <= width:
+            text.append(f"  {aside}", palette.dim)
+    return text or None
+
+
+def _interval(low: float | None, high: float | None, sign: str) -> str:
+    if low is None or high is None:
+        return ""
+    write = signed if sign else fixed
+    return f"[{write(low, 2)}, {write(high, 2)}]"
+
+
+def _audit(method: MethodState, palette: Palette, width: int) -> Text | None:
+    if method.audit_label is None:
+        return None
+    good = method.audit_label == "real"
+    text = _section("audit", palette, width - len(method.audit_label) - 3)
+    text.append(f" {'✓' if good else '⚠'} {method.audit_label}", palette.ink("success" if good else "warning", bold=True))
+    checks = (method.audit or {}).get("checks", method.audit or {})
+    for name, check in checks.items() if isinstance(checks, Mapping) else ():
+        if isinstance(check, Mapping):
+            _check(text, str(name), check, palette, width)
+    return text
+
+
+def _check(text: Text, name: str, check: Mapping[str, Any], palette: Palette, width: int) -> None:
+    passed = bool(check.get("passed"))
+    figure = check.get("figure")
+    shown = f"{figure:.3g}" if isinstance(figure, float) else "" if figure is None else f"{figure:,}" if isinstance(figure, int) else str(figure)
+    text.append("\n✓ " if passed else "\n✗ ", palette.ink("success" if passed else "error", bold=True))
+    text.append(name.replace("_", " "), palette.text)
+    rest = " ".join(filter(None, (shown, str(check.get("detail") or ""))))
+    text.append(shorten(f"  {rest}", width - 2 - len(name)) if rest else "", palette.dim)
+
+
+def _ledger(row: Row, scene: Scene, width: int) -> Text | None:
+    items = sorted(ledger(scene.state, row.label).items(), key=lambda item: -item[1])
+    if not items:
+        return None
+    palette, total = scene.palette, sum(v for _, v in items) or 1.0
+    text = _section("stored bytes", palette, width, size(total))
+    names = min(22, max(len(k) for k, _ in items))
+    room = max(0, width - names - 20)
+    for name, value in items:
+        text.append("\n" + shorten(name, names).ljust(names), palette.text)
+        text.append(size(value).rjust(11), palette.text).append(f"{value / total:>6.1%} "[:8].rjust(8), palette.dim)
+        filled, empty = bar(value / total, max(0, room - 2))
+        text.append(f" {filled}", scene.ink(row.label)).append(empty, palette.line)
+    return text
+
+
+def _layers(row: Row, scene: Scene, width: int) -> Text | None:
+    layers = per_layer(scene.state, row.label)
+    if not layers:
+        return None
+    low, high = min(layers), max(layers)
+    span = size(low) if low == high else f"{size(low)} to {size(high)}"
+    text = _section("by layer", scene.palette, width, f"{len(layers)} layers, {span}")
+    shown = layers if len(layers) <= width else [max(layers[i * len(layers) // width : (i + 1) * len(layers) // width]) for i in range(width)]
+    each = max(1, min(3, width // len(shown)))
+    columns = spark([v / (high or 1.0) for v in shown])
+    return text.append("\n" + "".join(c * (each - 1 if each > 1 else 1) + (" " if each > 1 else "") for c in columns), scene.ink(row.label))
+
+
+def _parameters(label: str, scene: Scene, width: int) -> Text | None:
+    """Every parameter: what was asked for, or else the default that holds."""
+    spec = MethodSpec.parse(label)
+    cls = _class_of(spec.name)
+    known: list[tuple[str, Any, str]] = cls.parameters() if cls is not None else [(k, v, "") for k, v in spec.params]
+    if not known:
+        return None
+    palette = scene.palette
+    text = _section("parameters", palette, width)
+    names = max(len(name) for name, _, _ in known) + 2
+    for name, default, meaning in known:
+        given = name in spec.options
+        value = spec.options.get(name, default)
+        if name == "compression_ratio" and not given and scene.state.spec is not None:
+            value = scene.state.spec.compression_ratio
+        shown = format_value(value) if value is not None else NONE
+        text.append("\n" + name.ljust(names), palette.text)
+        text.append(shown.ljust(6), palette.ink("accent", bold=True) if given else palette.text)
+        room = width - names - max(6, len(shown)) - 1
+        text.append(" " + shorten(meaning, room) if room > 8 else "", palette.dim)
+    return text

@@ -1,0 +1,196 @@
+"""What panels show, taken from a run's state; no drawing here.
+
+Journals come from several versions and evaluators, so a fact that is not there is left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvbench.state import RunState
+from kvbench.summary import BASELINE, Row
+from kvbench.tui.format import MIB, size
+
+_DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+QUALITY = "perplexity"
+
+
+def _first(mapping: Mapping[str, Any], *names: str) -> Any:
+    return next((mapping[n] for n in names if mapping.get(n) is not None), None)
+
+
+def model_name(state: RunState) -> str:
+    """The model's own name, without its owner or folder."""
+    given = str(_first(state.model, "name", "id") or (state.spec.model.id if state.spec else "")).rstrip("/")
+    name = given.removeprefix("embedded:").rsplit("/", 1)[-1]
+    return f"{name} (random weights)" if state.spec and state.spec.model.random_weights else name
+
+
+def kib_per_token(state: RunState) -> float | None:
+    """The uncompressed cache's KiB per token: K and V of every layer and KV head."""
+    given = _first(state.model, "kv_bytes_per_token", "baseline_bytes_per_token", "bytes_per_token")
+    if given is not None:
+        return float(given) / 1024
+    shape = {**state.model, **(state.model.get("shape") or {})}
+    layers, heads, width = (_first(shape, *n) for n in (("layers", "num_layers"), ("kv_heads", "n_kv_heads"), ("head_dim",)))
+    itemsize = _DTYPE_BYTES.get(cache_dtype(state))
+    if None in (layers, heads, width, itemsize):
+        return None
+    return float(2 * layers * heads * width * itemsize) / 1024  # type: ignore[operator]
+
+
+def dtype(state: RunState) -> str:
+    given = _first(state.model, "dtype", "weights_dtype") or (state.spec.model.dtype if state.spec else "")
+    return str(given).removeprefix("torch.")
+
+
+def cache_dtype(state: RunState) -> str:
+    return str(_first(state.model, "cache_dtype") or dtype(state)).removeprefix("torch.")
+
+
+def device(state: RunState) -> str:
+    """The device by name where the environment tells it."""
+    plain = str(_first(state.model, "device") or (state.spec.model.device if state.spec else ""))
+    gpu = _first(state.environment, "gpu", "gpu_name")
+    name = gpu.get("name") if isinstance(gpu, Mapping) else gpu[0] if isinstance(gpu, list) and gpu else gpu
+    return f"{plain} {name}" if plain.startswith("cuda") and isinstance(name, str) else plain
+
+
+def subject(state: RunState) -> list[str]:
+    """What is measured on what, most telling first."""
+    spec = state.spec
+    if spec is None:
+        return []
+    per_token = kib_per_token(state)
+    facts = [
+        model_name(state), str(_first(state.corpus, "name") or spec.corpus.name), spec.protocol,
+        f"C {spec.context} + S {spec.continuation}", f"{spec.samples} samples", dtype(state), device(state),
+        f"baseline {per_token:.1f} KiB/token" if per_token else "",
+    ]  # fmt: skip
+    return [fact for fact in facts if fact and fact != "auto"]
+
+
+def overall(state: RunState) -> float:
+    """Share of the run's steps that are done, with the methods already past in the unit under way."""
+    if state.status == "finished":
+        return 1.0
+    unit = state.units.get(state.current_unit or "")
+    within = 0.0
+    if unit is not None and state.current_method in unit.methods:
+        within = unit.steps * unit.methods.index(state.current_method) / len(unit.methods)
+    return (state.steps_done + within) / max(1, state.steps_planned)
+
+
+def activity(state: RunState) -> str:
+    """What the worker is busy with, in a few words."""
+    if state.stage:
+        return f"{state.stage}{_progress(state.stage_done, state.stage_total)}"
+    unit = state.units.get(state.current_unit or "")
+    if unit is None:
+        return "starting" if not state.done else ""
+    same = [u.index for u in state.units.values() if u.evaluator == unit.evaluator]
+    what = "sample" if unit.evaluator == QUALITY else "part"
+    where = f" · {what} {same.index(unit.index) + 1} of {len(set(same))}" if len(set(same)) > 1 else ""
+    return f"{unit.evaluator}{where}" + (f" · {state.current_method}" if state.current_method else "")
+
+
+def _progress(done: int, total: int) -> str:
+    if total <= 0:
+        return ""
+    return f" · {size(done)} of {size(total)}" if total >= MIB else f" · {done} of {total}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method in the plane of size and quality."""
+
+    label: str
+    stored: float
+    factor: float
+    kl: float
+
+
+def points(rows: Sequence[Row]) -> list[Point]:
+    """Methods whose stored bytes and KL are both known."""
+    return [
+        Point(r.label, r.stored_bytes, r.factor, r.kl)
+        for r in rows
+        if r.stored_bytes and r.factor and r.kl is not None and math.isfinite(r.kl) and r.status != "failed"
+    ]
+
+
+def frontier(found: Sequence[Point]) -> list[Point]:
+    """Points that no other beats in both size and KL, smallest first."""
+    best: list[Point] = []
+    for point in sorted(found, key=lambda p: (p.stored, p.kl)):
+        if not best or point.kl < best[-1].kl:
+            best.append(point)
+    return best
+
+
+def running_perplexity(state: RunState) -> dict[str, list[tuple[int, float]]]:
+    """Method → (samples so far, perplexity over them), in the order of the samples."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for label in state.methods:
+        records = state.records.get(QUALITY, {}).get(label, {})
+        scored = [r for _, r in sorted(records.items(), key=lambda item: _order(item[0])) if r.get("tokens") and r.get("nll") is not None]
+        tokens = list(itertools.accumulate(float(r["tokens"]) for r in scored))
+        nll = list(itertools.accumulate(float(r["nll"]) for r in scored))
+        line = [(i + 1, math.exp(min(700.0, n / t))) for i, (n, t) in enumerate(zip(nll, tokens, strict=True))]
+        if line:
+            lines[label] = line
+    return lines
+
+
+def _order(key: str) -> tuple[int, str]:
+    return (int(key), "") if key.isdigit() else (1 << 60, key)
+
+
+@dataclass(frozen=True)
+class MemorySeries:
+    """Memory over time: (seconds since the run's start, bytes)."""
+
+    resident: list[tuple[float, float]]
+    gpu: list[tuple[float, float]]
+    gpu_total: int | None
+
+
+def memory_series(state: RunState) -> MemorySeries:
+    start = state.started_at or 0.0
+    resident = [(t.at - start, float(t.resident)) for t in state.telemetry if t.resident is not None]
+    gpu = [(t.at - start, float(t.gpu_used)) for t in state.telemetry if t.gpu_used is not None]
+    return MemorySeries(resident, gpu, next((t.gpu_total for t in reversed(state.telemetry) if t.gpu_total), None))
+
+
+def ledger(state: RunState, label: str) -> dict[str, float]:
+    """The newest itemised account of what the method stores: item → bytes."""
+    found = _newest(state, label, "ledger")
+    return {k: float(v) for k, v in found.items() if isinstance(v, (int, float))} if isinstance(found, Mapping) else {}
+
+
+def per_layer(state: RunState, label: str) -> list[float]:
+    """Bytes stored by each layer, first layer first."""
+    found = _newest(state, label, "per_layer")
+    return [float(v) for v in found] if isinstance(found, (list, tuple)) else []
+
+
+def _newest(state: RunState, label: str, field: str) -> Any:
+    for by_method in state.records.values():
+        for record in reversed(list(by_method.get(label, {}).values())):
+            if record.get(field):
+                return record[field]
+    return None
+
+
+def is_unmasked(row: Row) -> bool:
+    """Whether the audit found that the method saves less than it says; the reference saves nothing by definition."""
+    return row.audit not in (None, "real") and row.label != BASELINE
+
+
+def is_ranked(row: Row) -> bool:
+    """Whether the row may be called best: neither failed, nor the reference, nor unmasked."""
+    return row.status != "failed" and row.label != BASELINE and not is_unmasked(row)

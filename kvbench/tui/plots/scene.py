@@ -1,0 +1,60 @@
+"""What a plot is drawn from, and what all plots do alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.style import Style
+
+from kvbench.state import RunState
+from kvbench.summary import Row
+from kvbench.tui.canvas import Canvas
+from kvbench.tui.theme import Palette
+
+MIN_WIDTH, MIN_HEIGHT = 24, 5
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run's state with its rows, the colours, and what the user chose."""
+
+    state: RunState
+    rows: Sequence[Row]
+    palette: Palette
+    colours: Mapping[str, str]
+    selected: str | None = None
+    by_factor: bool = False
+    """Size as compression factor instead of stored bytes."""
+
+    def ink(self, label: str) -> Style:
+        return Style(color=self.colours.get(label, self.palette.foreground), bold=label == self.selected)
+
+    def measures(self, evaluator: str) -> bool:
+        return self.state.spec is None or any(e.name == evaluator for e in self.state.spec.evaluators)
+
+
+def say(canvas: Canvas, scene: Scene, text: str, hint: str = "") -> None:
+    """A sentence in the middle, where there is nothing to draw."""
+    middle = canvas.height // 2
+    canvas.centre(middle - (1 if hint else 0), text, scene.palette.dim)
+    canvas.centre(middle + 1, hint, scene.palette.ink("primary"))
+
+
+def too_small(canvas: Canvas) -> bool:
+    return canvas.width < MIN_WIDTH or canvas.height < MIN_HEIGHT
+
+
+def spread(wanted: Sequence[int], low: int, high: int) -> list[int]:
+    """Rows for labels that want ``wanted`` (ascending): one each within [low, high], moved as little as goes.
+
+    There must be no more labels than rows.
+    """
+    rows: list[int] = []
+    for row in wanted:
+        rows.append(max(row, rows[-1] + 1 if rows else low))
+    limit = high
+    for i in reversed(range(len(rows))):
+        rows[i] = min(rows[i], limit)
+        limit = rows[i] - 1
+    return rows
