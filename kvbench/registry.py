@@ -9,10 +9,12 @@ The built-ins are declared in ``pyproject.toml`` under the same groups that a pl
 from __future__ import annotations
 
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvbench.errors import UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 
@@ -30,6 +32,8 @@ class Registry(Generic[T]):
 
     @cached_property
     def _points(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points  # here, since it costs 25 ms that many commands need not pay
+
         points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
             other = points.get(point.name)

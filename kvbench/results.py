@@ -7,7 +7,7 @@ figure in ``results`` can be computed again; ``lost`` the units that killed thei
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +17,10 @@ from uuid import uuid4
 import orjson
 
 from kvbench.errors import ResourceError, ResultError
+from kvbench.evaluators.base import BASELINE, Measured
 from kvbench.spec import MethodSpec, RunSpec
 from kvbench.state import MethodState, MethodStatus, RunState
-from kvbench.summary import BASELINE, fields_of, measured_of, summarise
+from kvbench.summary import fields_of, measured_of, summarise
 
 SCHEMA = 1
 KINDS: Mapping[str, type | tuple[type, ...]] = {
@@ -50,7 +51,7 @@ def build(state: RunState, name: str) -> dict[str, Any]:
     if state.spec is None:
         raise ResultError(f"run '{name}' has not begun: there is nothing to report", hint=f"kvbench run --resume {name}")
     summaries = summarise(state)
-    rows = [_row(row, fields_of(summaries, label), [asdict(m) for m in measured_of(summaries, label)]) for label, row in state.methods.items()]
+    rows = [_row(row, fields_of(summaries, row.label), measured_of(summaries, row.label)) for row in state.methods.values()]
     built = {
         "schema": SCHEMA,
         "run": name,
@@ -71,7 +72,7 @@ def build(state: RunState, name: str) -> dict[str, Any]:
     return plain
 
 
-def _row(row: MethodState, found: Mapping[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(row: MethodState, found: Mapping[str, Any], measured: Sequence[Measured]) -> dict[str, Any]:
     return {
         "method": row.label,
         "method_name": _title(row.label),
@@ -81,7 +82,7 @@ def _row(row: MethodState, found: Mapping[str, Any], measured: list[dict[str, An
         "audit": row.audit_label,
         "audit_checks": dict(row.audit) if row.audit is not None else None,
         **found,
-        "measured": measured,
+        "measured": [asdict(m) for m in measured],
     }
 
 

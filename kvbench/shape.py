@@ -11,21 +11,26 @@ from typing import Any
 
 from kvbench.errors import UnsupportedModel
 
-INTERLEAVED_ROPE = frozenset(
-    "blt codegen cohere cohere2 cohere2_moe deepseek_v4 ernie4_5 ernie4_5_moe glm glm4 gptj helium llama4 llama4_text".split()
-)
+INTERLEAVED_ROPE = {
+    "blt", "codegen", "cohere", "cohere2", "cohere2_moe", "deepseek_v4", "ernie4_5", "ernie4_5_moe", "glm", "glm4", "gptj",
+    "helium", "llama4", "llama4_text",
+}  # fmt: skip
 """Families that rotate neighbouring channels (0, 1), (2, 3) …, where kvbench's methods undo the half-split rotation."""
 
-WITHOUT_ROPE = frozenset(
-    "bert biogpt bloom ctrl gpt2 gpt_bigcode gpt_neo mpt openai-gpt opt prophetnet reformer roberta xglm xlnet".split()
-)
+WITHOUT_ROPE = {
+    "bert", "biogpt", "bloom", "ctrl", "gpt2", "gpt_bigcode", "gpt_neo", "mpt", "openai-gpt", "opt", "prophetnet", "reformer",
+    "roberta", "xglm", "xlnet",
+}  # fmt: skip
 """Families whose positions are learned, added to scores (ALiBi) or absent."""
 
 OTHER_ATTENTION: Mapping[str, str] = {
+    "afmoe": "layers without rotary position embedding",
     "deepseek_v2": "latent attention",
     "deepseek_v3": "latent attention",
     "diffllama": "differential attention",
     "doge": "dynamic-mask attention",
+    "exaone4": "layers without rotary position embedding",
+    "exaone_moe": "layers without rotary position embedding",
     "falcon_h1": "state-space layers",
     "falcon_mamba": "state-space layers",
     "gemma2": "soft-capped attention scores",
@@ -33,6 +38,7 @@ OTHER_ATTENTION: Mapping[str, str] = {
     "jetmoe": "a mixture of attention heads",
     "mamba": "state-space layers",
     "mamba2": "state-space layers",
+    "mllama": "cross-attention to images",
     "nanochat": "a rotation of its own",
     "recurrent_gemma": "recurrent layers",
     "rwkv": "recurrent layers",
@@ -149,7 +155,7 @@ def _another_family(config: Config) -> str | None:
         return "it has no rotary position embedding"
     if name == "gemma2" and config.get("attn_logit_softcapping", 50.0) is None:
         return None
-    return f"it uses {OTHER_ATTENTION[name]}" if name in OTHER_ATTENTION else None
+    return f"it has {OTHER_ATTENTION[name]}" if name in OTHER_ATTENTION else None
 
 
 def _latent(config: Config) -> str | None:

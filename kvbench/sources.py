@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,16 +59,21 @@ class Source:
         return model, report if isinstance(report, dict) else vars(report)
 
 
-def find_source(spec: ModelSpec, progress: Progress, *, tokenizer_only: bool = False) -> Source:
+def find_source(spec: ModelSpec, progress: Progress, *, weights: bool = True) -> Source:
     """Find a model's files, fetching them if they are not here.
+
+    Args:
+        spec: Which model.
+        progress: Told bytes while something is fetched.
+        weights: Whether the weights are wanted, or config and tokenizer are enough.
 
     Raises:
         ModelError: no such model, folder or file; gated; no network; nothing that holds weights.
     """
     if spec.id.startswith(embedded.PREFIX):
         return Source(embedded.ensure(spec.id, progress))
-    source = _local_path(spec.id) or _snapshot(spec, progress, _TEXT_FILES if tokenizer_only else (*_TEXT_FILES, "*.safetensors"))
-    if not (tokenizer_only or spec.random_weights or weight_files(source.weights)):
+    source = _local_path(spec.id) or _snapshot(spec, progress, (*_TEXT_FILES, "*.safetensors") if weights else _TEXT_FILES)
+    if weights and not weight_files(source.weights):
         raise ModelError(f"'{spec.id}' holds no .safetensors weights", hint="use a checkpoint saved as safetensors, or a .gguf file")
     return source
 
@@ -122,13 +126,9 @@ def _snapshot(spec: ModelSpec, progress: Progress, patterns: tuple[str, ...]) ->
     """Fetch a hub repository; errors name the repository and what to do."""
     from huggingface_hub import errors, snapshot_download
 
+    bar, wanted, ignored = _reporting_bar(progress, f"fetching {spec.id}"), [*patterns], [*_IGNORED]
     try:
-        folder = Path(
-            snapshot_download(
-                spec.id, revision=spec.revision, allow_patterns=[*patterns], ignore_patterns=[*_IGNORED],
-                tqdm_class=_reporting_bar(progress, f"fetching {spec.id}"),
-            )  # fmt: skip
-        )
+        where = snapshot_download(spec.id, revision=spec.revision, allow_patterns=wanted, ignore_patterns=ignored, tqdm_class=bar)
     except errors.GatedRepoError as error:
         raise ModelError(f"'{spec.id}' is gated and this account has no access", hint="accept its terms, then: hf auth login") from error
     except errors.RepositoryNotFoundError as error:
@@ -142,19 +142,19 @@ def _snapshot(spec: ModelSpec, progress: Progress, patterns: tuple[str, ...]) ->
         ) from error
     except ValueError as error:
         raise ModelError(f"'{spec.id}' is no hub id: {error}", hint="use OWNER/NAME") from error
-    return Source(folder, revision=folder.name)
+    return Source(Path(where), revision=Path(where).name)
 
 
-def _reporting_bar(progress: Progress, stage: str) -> Callable[..., Any]:
+def _reporting_bar(progress: Progress, stage: str) -> type[Any]:
     """A progress bar class that draws nothing and reports bytes."""
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "disable": False, "file": _Nowhere()})
 
-        def update(self, n: float | None = 1) -> bool | None:
+        def update(self, n: float | None = 1) -> Any:
             shown = super().update(n)
             if self.unit == "B" and self.total:
                 progress(stage, int(self.n), int(self.total))

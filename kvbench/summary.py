@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from kvbench.evaluators.base import Evaluator, Measured, Summary, build
+from kvbench.evaluators.base import BASELINE, Evaluator, Measured, Summary, build
 from kvbench.registry import Registry
 from kvbench.spec import EvaluatorSpec, RunSpec
 from kvbench.state import MethodStatus, RunState
 
-BASELINE = "baseline"
 EVALUATORS: Registry[Evaluator] = Registry("kvbench.evaluators", "evaluator")
 
 

@@ -32,7 +32,7 @@ class Sampler:
         self.indices = cuda_indices(device)
 
     def sample(self) -> TelemetrySampled:
-        """The figures now; memory and power are summed over devices, utilisation (0–100) is averaged."""
+        """The figures now; memory and power are summed over devices, utilisation (0 to 100) is averaged."""
         memory = [m for m in map(device_memory, self.indices) if m is not None]
         loads = [u for u in map(_utilisation, self.indices) if u is not None]
         watts = [w for w in map(_power, self.indices) if w is not None]
@@ -123,8 +123,10 @@ def ask_device(index: int, read: Callable[[Any, Any], T]) -> T | None:
 def ask_driver(read: Callable[[Any], T]) -> T | None:
     """``read(pynvml)``, or ``None`` where NVML does not answer."""
     nvml = _nvml()
+    if nvml is None:
+        return None
     try:
-        return None if nvml is None else read(nvml)
+        return read(nvml)
     except nvml.NVMLError:
         return None
 

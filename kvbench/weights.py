@@ -50,7 +50,9 @@ def hash_weights(path: Path, progress: Progress = silent) -> str:
 
 def hash_random(config: dict[str, Any], seed: int) -> str:
     """The identity of random weights: sha256 of the config, the seed and the word ``random``."""
-    return hashlib.sha256(orjson.dumps([config, seed, "random"], option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()
+    return hashlib.sha256(
+        orjson.dumps([config, seed, "random"], option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS, default=str)
+    ).hexdigest()
 
 
 def hash_tokenizer(tokenizer: Any | None) -> str | None:

@@ -43,7 +43,7 @@ def figure(metric: str, value: float, evidence: str, **given: Any) -> Doc:
 
 
 def perplexity(samples: list[float]) -> Doc:
-    return figure("perplexity", math.exp(sum(samples) / len(samples)), "paired", samples=samples, scale="log")
+    return figure("perplexity", math.exp(min(700.0, sum(samples) / len(samples))), "paired", samples=samples, scale="log")
 
 
 def row(method: str, nll: list[float] = NLL, times: list[float] = TIMES, stored: int = 1000, **given: Any) -> Doc:
@@ -66,9 +66,9 @@ def result(*rows: Doc, name: str = "run") -> Doc:
     return {
         "schema": 1, "run": name, "complete": True, "kvbench_version": "0.1.0", "protocol": "prefill", "baseline_perplexity": 20.0,
         "spec": {"context": 8, "continuation": 4, "chunk_size": 1, "compression_ratio": 0.5, "seed": 0, "samples": 6, "batch_size": 1},
-        "environment": {"torch": "2.13.0", "threads": 2, "hostname": "here"},
-        "model": SHAPE | {"weights_hash": "w", "dtype": "float32", "cache_dtype": "float32"},
-        "corpus": {"name": "text", "tokens_hash": "t", "join": "\n", "bos": False, "window": 12, "stride": 12},
+        "environment": {"torch": "2.13.0", "threads": 2, "git": {"commit": "1"}},
+        "model": SHAPE | {"weights_hash": "w", "tokenizer_hash": "v", "dtype": "float32", "cache_dtype": "float32"},
+        "corpus": {"name": "text", "tokens_hash": "t", "content_hash": "c", "join": "\n", "bos": False, "window": 12, "stride": 12},
         "records": {}, "lost": {}, "seconds": 1.0, "results": list(rows),
     }  # fmt: skip
 
@@ -126,6 +126,28 @@ def test_other_sample_counts_compare_what_is_shared() -> None:
     assert found.b == pytest.approx(math.exp(sum(more[:6]) / 6)), "the seventh sample must not enter B's figure"
 
 
+def test_more_samples_of_the_same_text_share_windows() -> None:
+    more = changed(changed(A, "corpus", tokens_hash="u"), "spec", samples=9)
+    assert find(against(A, more), "perplexity").verdict == "~"
+    assert find(against(A, changed(more, "corpus", content_hash="d")), "perplexity").verdict == "x"
+    assert find(against(A, changed(more, "model", tokenizer_hash="d")), "perplexity").verdict == "x"
+
+
+def test_a_pooled_figure_is_compared_by_the_means_of_its_samples() -> None:
+    a, b = (
+        result(row("knorm") | {"measured": [figure("ece", v, "paired", samples=[0.1 + d, 0.2 + d])]}) for v, d in ((0.05, 0), (0.06, 0.01))
+    )
+    found = find(against(a, b), "ece")
+    assert (found.a, found.b) == (pytest.approx(0.15), pytest.approx(0.16))
+    assert "not pooled" in found.note
+
+
+def test_a_broken_method_has_a_finite_perplexity() -> None:
+    found = find(against(A, result(row("knorm", [2000.0 + i for i in range(6)]))), "perplexity")
+    assert found.verdict == "-"
+    assert math.isfinite(found.b or math.inf)
+
+
 def test_one_sample_is_told_and_not_judged() -> None:
     found = find(against(result(row("knorm", [3.0])), result(row("knorm", [4.0]))), "perplexity")
     assert (found.verdict, found.p) == ("~", None)
@@ -166,7 +188,7 @@ REFUSED = [
     ("corpus", {"tokens_hash": None}, {"perplexity"}, "not recorded in B"),
     ("corpus", {"stride": 6}, {"perplexity"}, "other windows"),
     ("model", {"weights_hash": "v"}, {"perplexity"}, "other weights"),
-    ("protocol", {"to": "streaming"}, {"perplexity", "stored_bytes"}, "other protocol"),
+    ("protocol", {"to": "streaming"}, {"perplexity", "stored_bytes", "tokens_per_s"}, "other protocol"),
     ("spec", {"continuation": 9}, {"perplexity", "stored_bytes"}, "other continuation"),
     ("spec", {"context": 9}, {"perplexity", "stored_bytes"}, "other context"),
     ("model", {"cache_dtype": "bfloat16"}, {"stored_bytes"}, "other cache dtype"),
@@ -221,12 +243,12 @@ def test_failed_and_lonely_methods_are_told() -> None:
 
 
 def test_environment_and_settings_warn() -> None:
-    other = changed(changed(A, "environment", torch="2.14.0", hostname="there"), "spec", compression_ratio=0.75, samples=4)
+    other = changed(changed(A, "environment", torch="2.14.0", git={"commit": "2"}), "spec", compression_ratio=0.75, samples=4)
     warnings = "\n".join(against(A, other | {"complete": False}).warnings)
     assert "torch differs: 2.13.0 in A, 2.14.0 in B" in warnings
     assert "compression_ratio differs: 0.5 in A, 0.75 in B" in warnings
     assert "not complete" in warnings
-    assert "hostname" not in warnings
+    assert "git" not in warnings
 
 
 def test_not_a_number_counts_as_not_measured() -> None:

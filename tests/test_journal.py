@@ -33,7 +33,9 @@ def test_what_is_written_is_read_back(folder: RunFolder) -> None:
     assert folder.spec() == RunSpec(preset="smollm2")
 
 
-@pytest.mark.parametrize("torn", [b'{"event":"NoteWritten"', b"\x00" * 70000, b'{"event":"NoteWritten","at":1.0,"text":"whole but for its end"}'])
+@pytest.mark.parametrize(
+    "torn", [b'{"event":"NoteWritten"', b"\x00" * 70000, b'{"event":"NoteWritten","at":1.0,"text":"whole but its end"}']
+)
 def test_a_torn_last_line_is_ignored_and_cut_when_writing_goes_on(folder: RunFolder, torn: bytes) -> None:
     with folder.writer() as journal:
         journal.append(notes(1)[0])

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_fixtures import stub_spec
+from conftest import make_tiny_config
+from stub_fixtures import forget_registries, stub_spec, stubbed  # noqa: F401
 
 from kvbench import events as ev
 from kvbench import results
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder
 from kvbench.errors import ModelError, RunBusy, RunFailed
-from kvbench.spec import RunSpec
+from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 
-pytest_plugins = ["stub_fixtures"]
 pytestmark = pytest.mark.usefixtures("stubbed")
 
 
@@ -247,9 +247,33 @@ def test_other_weights_on_resume_are_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_the_supervisor_outlives_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
-        "import os, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from stub_fixtures import stub_spec; from kvbench.engine import start;"
+        "import os, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path;"
+        "from stub_fixtures import stub_spec; from kvbench.engine import start;"
         "f = start.create(stub_spec('ms=20'), Path(sys.argv[1])); start.launch(f); os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)], check=False)
     (folder,) = map(RunFolder, tmp_path.iterdir())
     assert finish(folder)["complete"]
+
+
+def test_a_real_tiny_model_survives_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine itself, no stub: exact bytes after SIGKILL of a worker and of a supervisor are those of a calm run."""
+    monkeypatch.delenv("PYTHONPATH")
+    for name in ("kvbench.engine.session", "kvbench.evaluators.audit"):
+        monkeypatch.delitem(sys.modules, name)
+    forget_registries()
+    model = ModelSpec(id="tiny", random_weights=True, config=make_tiny_config("qwen2"), device="cpu", dtype="float32")
+    methods = tuple(MethodSpec.parse(m) for m in ("baseline", "random", "knorm", "int8"))
+    spec = RunSpec(model=model, methods=methods, evaluators=(EvaluatorSpec("memory"),), context=32, continuation=8, samples=1)
+    calm = start.run(spec, output_dir=tmp_path / "calm")
+    assert calm["complete"]
+    folder = begin(spec, tmp_path / "killed")
+    wait_for(folder, ev.ModelLoaded)
+    assert kill(folder, 0) == 1
+    wait_for(folder, ev.WorkerStarted, 2)
+    assert kill(folder, 1) == 1
+    assert start.resume(folder) == "resumed"
+    killed = finish(folder)
+    assert killed["complete"]
+    for ours, theirs in zip(killed["results"], calm["results"], strict=True):
+        assert (ours["stored_bytes"], ours["audit"]) == (theirs["stored_bytes"], theirs["audit"])

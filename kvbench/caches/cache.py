@@ -47,6 +47,10 @@ class KVCache(Cache):  # type: ignore[misc]
         """Itemised bytes over all layers and rows of the batch."""
         return reduce(lambda a, b: a + b, self.per_layer(), ByteLedger())
 
+    def keys_held(self) -> int:
+        """Keys held now, over layers, KV heads and rows of the batch."""
+        return sum(layer.held() for layer in self.layers)
+
     def per_layer(self) -> list[ByteLedger]:
         """One ledger a layer."""
         return [layer.ledger() for layer in self.layers]
@@ -67,6 +71,7 @@ class Geometry:
     head_dim: int
     dtype: torch.dtype
     rope: Rope | None
+    devices: tuple[torch.device, ...]
 
     @classmethod
     def of(cls, model: Any) -> Geometry:
@@ -81,13 +86,17 @@ class Geometry:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             dtype=model.dtype,
             rope=None if rotary is None else Rope(rotary),
+            devices=tuple(_device_of(layer) for layer in decoder_of(model).layers),
         )
 
 
-def decoder_of(model: Any) -> nn.Module:
+def decoder_of(model: Any) -> Any:
     """The model without its head."""
-    decoder: nn.Module = model.get_decoder()
-    return decoder
+    return model.get_decoder()
+
+
+def _device_of(layer: nn.Module) -> torch.device:
+    return next(layer.parameters()).device
 
 
 def use_kvbench_attention(model: Any) -> None:
@@ -138,6 +147,10 @@ class CaptureLayer(LayerCache):
     def __init__(self, context: LayerContext, needs: Needs) -> None:
         super().__init__(context, needs)
         self.prompt: TokenView | None = None
+
+    @property
+    def length(self) -> int:
+        return self.seen
 
     def compress(self, prompt: TokenView) -> None:
         self.prompt = prompt

@@ -20,6 +20,10 @@ class DenseLayer(LayerCache):
         self.keys_store = DenseStore("keys", context.dtype)
         self.values_store = DenseStore("values", context.dtype)
 
+    @property
+    def length(self) -> int:
+        return self.keys_store.length
+
     def compress(self, prompt: TokenView) -> None:
         self.append(prompt.keys, prompt.values)
 

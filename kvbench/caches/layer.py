@@ -112,7 +112,7 @@ class LayerCache(AnyLayer):
         super().__init__()
         self.is_initialized = True
         self.context, self.needs = context, needs
-        self.seen = 0
+        self.seen, self.batch = 0, 1
         self.scaling = context.head_dim**-0.5
         self.observer: Observer | None = None
         self.make: Callable[[], LayerCache] | None = None
@@ -144,6 +144,15 @@ class LayerCache(AnyLayer):
         """Every tensor this layer stores."""
         for store in self.stores():
             yield from store.parts()
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens held now, in each KV head."""
+
+    def held(self) -> int:
+        """Keys held now, over rows and KV heads that hold them apart."""
+        return sum(row.held() for row in self.rows) if self.rows else self.length * self.context.kv_heads * self.batch
 
     def artefacts(self) -> Iterator[Part]:
         """Weights-side tensors this layer reads."""
@@ -196,12 +205,13 @@ class LayerCache(AnyLayer):
         """Compress a prompt that was prefilled here or for many methods at once."""
         self.scaling = prompt.scaling
         self.compress(prompt)
-        self.seen = prompt.seen
+        self.seen, self.batch = prompt.seen, prompt.keys.shape[0]
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Fresh tokens through the cache, block by block; exactly what one at a time would give."""
         if self.observer is None and self.context.protocol == "streaming" and self.needs.any:
             self.observer = Observer(self.needs, self.scaling, self.context.rope)
+        self.batch = q.shape[0]
         total, done, outs = q.shape[2], 0, []
         while done < total:
             left = total - done

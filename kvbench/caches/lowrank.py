@@ -28,6 +28,10 @@ class ValueLowRankLayer(LayerCache):
         inner = DenseStore(name, context.dtype) if coefficients is None else QuantStore(name, coefficients, context.dtype)
         self.values_store = LowRankStore(inner, basis)
 
+    @property
+    def length(self) -> int:
+        return self.keys_store.length
+
     def compress(self, prompt: TokenView) -> None:
         self.append(prompt.keys, prompt.values)
 

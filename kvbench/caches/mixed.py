@@ -37,6 +37,10 @@ class MixedLayer(LayerCache):
         self.coded = QuantStore("keys", keys, context.dtype), QuantStore("values", values, context.dtype)
         self.recent = DenseStore("recent keys", context.dtype), DenseStore("recent values", context.dtype)
 
+    @property
+    def length(self) -> int:
+        return sum(stores[0].length for stores in (self.guarded, self.coded, self.recent))
+
     def compress(self, prompt: TokenView) -> None:
         self._sort_in(prompt.keys, prompt.values, self.scorer.score(prompt))
 

@@ -24,6 +24,10 @@ class QuantisedLayer(LayerCache):
         self.keys_store = QuantStore("keys", keys, context.dtype)
         self.values_store = QuantStore("values", values, context.dtype)
 
+    @property
+    def length(self) -> int:
+        return self.keys_store.length
+
     def compress(self, prompt: TokenView) -> None:
         self.append(prompt.keys, prompt.values)
 
@@ -59,6 +63,10 @@ class KiviLayer(LayerCache):
         self.values_store = QuantStore("values", values, context.dtype)
         self.new_keys = DenseStore("residual keys", context.dtype)
         self.new_values = DenseStore("residual values", context.dtype)
+
+    @property
+    def length(self) -> int:
+        return self.keys_store.length + self.new_keys.length
 
     def compress(self, prompt: TokenView) -> None:
         old = prompt.seen - prompt.seen % self.residual

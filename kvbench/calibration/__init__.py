@@ -1,0 +1,1 @@
+"""Artefacts that methods need of a model, made once and kept as safetensors by weight hash."""

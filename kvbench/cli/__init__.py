@@ -22,7 +22,7 @@ COMMANDS = {
     "watch": "Attach to a run, or look at one again.",
     "show": "Print a run's table.",
 }
-"""Command → what it does; its module in this package has the command's name."""
+"""Command → what it does. Module and function have the command's name."""
 
 
 class Commands(click.Group):
@@ -34,7 +34,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"kvbench.cli.{cmd_name}"), "list_names" if cmd_name == "list" else cmd_name)
+        home = "list_names" if cmd_name == "list" else cmd_name  # a module called list would hide the built-in in this one
+        command: click.Command = getattr(import_module(f"kvbench.cli.{home}"), home)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

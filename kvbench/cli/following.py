@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import click
@@ -17,10 +17,8 @@ from kvbench.errors import ExitCode
 
 def talk(text: str) -> None:
     """A line for the reader, not for the pipe; a terminal that is gone is no error."""
-    try:
+    with suppress(OSError):
         click.echo(text, err=True)
-    except OSError:
-        pass
 
 
 def resume_command(folder: RunFolder) -> str:

@@ -9,7 +9,7 @@ import click
 from kvbench.displays.base import NAMES
 
 output_dir = click.option(
-    "--output-dir", type=click.Path(file_okay=False, path_type=Path), default="bench_results", show_default=True, help="Where runs are kept."
+    "--output-dir", type=click.Path(file_okay=False, path_type=Path), default="bench_results", show_default=True, help="Where runs are."
 )
 display = click.option(
     "--display",

@@ -11,7 +11,7 @@ from kvbench.spec import ModelSpec
 
 @click.command()
 @click.argument("method")
-@click.option("--model", metavar="ID", help="Also check it on this model: a hub id, a folder or a .gguf file.  [default: tiny seeded models]")
+@click.option("--model", metavar="ID", help="Also on this model: hub id, folder or .gguf file.  [default: tiny seeded models]")
 @click.pass_context
 def verify(context: click.Context, method: str, model: str | None) -> None:
     """Check that METHOD does what it says: bytes, audit, and that every path gives the same numbers.

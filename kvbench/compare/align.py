@@ -10,9 +10,10 @@ paired     weights, text (token hash) and its windows, protocol, context, contin
 exact      bytes and their ratios: model shape, cache number format, protocol, context, continuation. Text and weights
            need not agree, since bytes follow from shapes; where they differ and the bytes do too, a note says that
            a budget that depends on the text may be why. Any other exact figure is about the text: as ``paired``
-noisy      model shape and context: times and sizes do not depend on what the words are
+noisy      model shape, protocol (and chunk size) and context: times and sizes do not depend on what the words are
 =========  ==================================================================================================
 
+Runs of more and fewer samples share their first windows, so there the text's and the tokenizer's hash stand in for the tokens'.
 A length that the figure's own point names (``batch=1,context=512``) is not asked of the run. A fact that one file
 records and the other does not counts as different; number formats and devices differ with a warning only. A method
 that the audit found to be a no-op is compared in nothing: its figures are those of the uncompressed cache.
@@ -102,15 +103,21 @@ def _unlike(pair: Pair) -> str | None:
 
 def _refusal(a: Side, b: Side, pair: Pair) -> str | None:
     for fact in _needs(pair.kind):
-        one, other = a.facts.get(fact), b.facts.get(fact)
-        if one != other and f"{fact}=" not in pair.point:
+        one, other = a.facts[fact], b.facts[fact]
+        if one != other and f"{fact}=" not in pair.point and not (fact == "text" and _same_source(a, b)):
             return f"other {fact}: {_brief(one)} in A, {_brief(other)} in B"
     return None
 
 
+def _same_source(a: Side, b: Side) -> bool:
+    """The token hash covers all samples; runs of more and fewer of them still share windows if text and tokenizer agree."""
+    known = all(a.facts["source"]) and a.settings["samples"] != b.settings["samples"]
+    return known and a.facts["source"] == b.facts["source"]
+
+
 def _needs(kind: Measured) -> tuple[str, ...]:
     if kind.evidence == "noisy":
-        return ("shape", "context")
+        return ("shape", "protocol", "chunk_size", "context")
     if is_bytes(kind):
         return (*SIZE, *READING)
     return (*TEXT, *READING)
@@ -124,7 +131,7 @@ def is_bytes(kind: Measured) -> bool:
 def _note(a: Side, b: Side, pair: Pair) -> str:
     if not is_bytes(pair.kind) or pair.a is None or pair.b is None or pair.a.value == pair.b.value:
         return ""
-    other = [fact for fact in ("text", "weights") if a.facts.get(fact) != b.facts.get(fact)]
+    other = [fact for fact in ("text", "weights") if a.facts[fact] != b.facts[fact]]
     return f"other {' and '.join(other)}: a budget that depends on it changes bytes" if other else ""
 
 

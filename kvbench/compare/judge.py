@@ -31,6 +31,8 @@ from kvbench.stats import holm, mann_whitney, median, paired_test, shift_interva
 ALPHA = 0.05
 EQUAL = 1e-12
 """Exact figures this close, relatively, are equal: a ratio of bytes is rounded once."""
+_LARGEST_LOG = 700.0
+"""e to more than this has no float; a perplexity that large has long stopped meaning anything."""
 Verdict = Literal["~", "+", "-", "!", "x"]
 WORDS: dict[Verdict, str] = {"~": "", "+": "better", "-": "worse", "!": "differs", "x": "not comparable"}
 
@@ -52,7 +54,7 @@ class Finding:
     """One line of a comparison.
 
     Attributes:
-        a, b: The figures compared: as reported, over the shared samples, or medians of repeats.
+        a, b: The figures compared: as reported, means over the shared samples, or medians of repeats.
         p: Two-sided, of this test alone; ``None`` for exact figures, equal samples, and where there are too few.
         holm: p adjusted over all tests of the comparison.
         verdict: ``~`` nothing shown to differ, ``+`` better, ``-`` worse, ``!`` differs (no direction is better), ``x`` not comparable.
@@ -112,10 +114,8 @@ def _paired(pair: Pair, a: Measured, b: Measured) -> Finding:
     if not shared:
         note = "no shared samples: not tested" if a.samples and b.samples else "no per-sample scores: not tested"
         return _finding(pair, value_a, value_b, _linear(value_a, value_b - value_a), None, counts, False, note)
-    note = ""
-    if len(shared) < max(len(a.samples), len(b.samples)):
-        value_a, value_b = _mean(left, a.scale), _mean(right, a.scale)
-        note = f"{len(shared)} shared samples of {len(a.samples)} and {len(b.samples)}"
+    note = _samples_note(a, b, left, right)
+    value_a, value_b = _mean(left, a.scale), _mean(right, b.scale)
     test = paired_test(left, right)
     of = _ratio if a.scale == "log" else _linear
     if test.p is None:
@@ -123,6 +123,14 @@ def _paired(pair: Pair, a: Measured, b: Measured) -> Finding:
     change = of(value_a, test.difference, test.low, test.high)
     p = None if left == right else test.p
     return _finding(pair, value_a, value_b, change, p, counts, test.p < ALPHA, note)
+
+
+def _samples_note(a: Measured, b: Measured, left: Sequence[float], right: Sequence[float]) -> str:
+    """Where the figures compared, means over shared samples, are not the ones that the files report."""
+    if len(left) < max(len(a.samples), len(b.samples)):
+        return f"{len(left)} shared samples of {len(a.samples)} and {len(b.samples)}"
+    pooled = any(not math.isclose(_mean(v, one.scale), one.value or 0.0, rel_tol=1e-6, abs_tol=1e-12) for one, v in ((a, left), (b, right)))
+    return "means over samples, not pooled" if pooled else ""
 
 
 def _noisy(pair: Pair, a: Measured, b: Measured) -> Finding:
@@ -167,12 +175,12 @@ def _ratio(a: float, difference: float, low: float | None = None, high: float | 
 
 
 def _percent_of_log(difference: float) -> float:
-    return 100.0 * math.expm1(difference)
+    return 100.0 * math.expm1(min(difference, _LARGEST_LOG))
 
 
 def _mean(samples: Sequence[float], scale: str) -> float:
     mean = math.fsum(samples) / len(samples)
-    return math.exp(mean) if scale == "log" else mean
+    return math.exp(min(mean, _LARGEST_LOG)) if scale == "log" else mean
 
 
 def _finding(

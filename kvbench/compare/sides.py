@@ -13,8 +13,8 @@ from kvbench.evaluators.base import Measured
 Key = tuple[str, str]
 """(metric, point)."""
 _MEASURED_FIELDS = frozenset(f.name for f in fields(Measured))
-_INCIDENTAL = frozenset({"hostname", "host", "user", "cwd", "pid", "time", "started_at", "argv", "command", "git", "clocks", "load"})
-"""What differs from run to run without meaning anything for a figure."""
+_INCIDENTAL = frozenset({"git", "git.commit", "git.dirty", "gpu_clocks", "gpu_clocks.sm", "gpu_clocks.memory", "memory_bytes"})
+"""Not worth a warning: the code under test, clocks of the moment, how much memory there is."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def facts_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "chunk_size": spec.get("chunk_size") if result["protocol"] == "streaming" else None,
         "context": spec.get("context"),
         "continuation": spec.get("continuation"),
-        "text": corpus.get("tokens_hash") or corpus.get("content_hash"),
+        "text": corpus.get("tokens_hash"),
+        "source": (corpus.get("content_hash"), model.get("tokenizer_hash")),
         "windows": tuple(corpus.get(key) for key in ("join", "bos", "window", "stride")),
         "weights": model.get("weights_hash"),
         "shape": tuple(model.get(key) for key in ("layers", "heads", "kv_heads", "head_dim", "hidden_size")),
@@ -98,7 +99,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
 def _environment(result: Mapping[str, Any]) -> dict[str, Any]:
     """Flat, without what differs from run to run and means nothing for a figure."""
     model = {key: result["model"].get(key) for key in ("device_name", "dtype", "cache_dtype")}
-    found = {key: value for key, value in _flat(result["environment"]) if key.rpartition(".")[2] not in _INCIDENTAL}
+    found = {key: value for key, value in _flat(result["environment"]) if key not in _INCIDENTAL}
     return {"kvbench": result["kvbench_version"], **model, **found}
 
 

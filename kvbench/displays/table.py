@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from kvbench.shape import Shape, cache_bytes_per_token
 from kvbench.state import RunState
 from kvbench.summary import Row, rows
-from kvbench.tui.format import MIB, NONE, duration, fixed, signed, size
+from kvbench.tui.format import MIB, NONE, TIMES, duration, fixed, signed, size
 
 LABEL_WIDTH = 26
 WIDTH = 140
+
+CELL = 6
+"""Characters of a figure beyond which it gives up decimals."""
 ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -43,15 +46,15 @@ def _columns(found: Sequence[Row]) -> list[Column]:
     names = {row.memory_name for row in found if row.memory_name}
     return [
         Column("method", lambda r: _wrapped(r.label), "left"),
-        Column("PPL ± 95 %", _perplexity),
-        Column("ΔPPL % [95 %]", _delta),
+        Column("PPL\n± 95 %", _perplexity),
+        Column("ΔPPL %\n[95 % interval]", _delta),
         Column("KL", lambda r: _text(r.kl, 4)),
-        Column("top-1 %", lambda r: _text(r.top1, 1, 100)),
-        Column("factor", lambda r: None if r.factor is None else f"{fixed(r.factor, 2)}×"),
-        Column("stored MiB", lambda r: _text(r.stored_bytes, 2, 1 / MIB)),
-        Column("tokens/s", lambda r: _text(r.tokens_per_s, 1)),
-        Column("TTFT ms", lambda r: _text(r.ttft_s, 1, 1000)),
-        Column(f"{names.pop() if len(names) == 1 else 'memory'} MiB", lambda r: _text(r.memory_bytes, 0, 1 / MIB)),
+        Column("top-1\n%", lambda r: _text(r.top1, 1, 100)),
+        Column("factor", lambda r: None if r.factor is None else f"{fixed(r.factor, 2)}{TIMES}"),
+        Column("stored\nMiB", lambda r: _text(r.stored_bytes, 2, 1 / MIB)),
+        Column("tokens\n/s", lambda r: _text(r.tokens_per_s, 1)),
+        Column("TTFT\nms", lambda r: _text(r.ttft_s, 1, 1000)),
+        Column(f"{names.pop() if len(names) == 1 else 'memory'}\nMiB", lambda r: _text(r.memory_bytes, 0, 1 / MIB)),
         Column("audit", _standing, "left"),
     ]
 
@@ -72,16 +75,16 @@ def _perplexity(row: Row) -> str | None:
     if row.perplexity is None:
         return None
     if row.perplexity_low is None or row.perplexity_high is None:
-        return fixed(row.perplexity, 2)
-    return f"{fixed(row.perplexity, 2)} ± {fixed((row.perplexity_high - row.perplexity_low) / 2, 2)}"
+        return fixed(row.perplexity, 2, CELL)
+    return f"{fixed(row.perplexity, 2, CELL)} ± {fixed((row.perplexity_high - row.perplexity_low) / 2, 2, CELL - 1)}"
 
 
 def _delta(row: Row) -> str | None:
     if row.delta_pct is None:
         return None
     if row.delta_low is None or row.delta_high is None:
-        return signed(row.delta_pct, 2)
-    return f"{signed(row.delta_pct, 2)} [{signed(row.delta_low, 2)}, {signed(row.delta_high, 2)}]"
+        return signed(row.delta_pct, 2, CELL)
+    return f"{signed(row.delta_pct, 2, CELL)} [{signed(row.delta_low, 2, CELL)}, {signed(row.delta_high, 2, CELL)}]"
 
 
 def _standing(row: Row) -> str | None:
@@ -119,7 +122,7 @@ def _heads(state: RunState) -> str:
     m = state.model
     if not {"layers", "heads", "kv_heads", "head_dim"} <= m.keys():
         return ""
-    return f"{m['layers']} layers, {m['heads']} heads, {m['kv_heads']} KV heads × {m['head_dim']}"
+    return f"{m['layers']} layers, {m['heads']} heads, {m['kv_heads']} KV heads {TIMES} {m['head_dim']}"
 
 
 def _per_token(state: RunState, cache_dtype: str) -> str:

@@ -53,7 +53,7 @@ class Journal:
                 os.fsync(self._fd)
         except OSError as error:
             os.ftruncate(self._fd, self._size)
-            raise ResourceError(f"{self._path} cannot be written: {error.strerror}", hint="free some disk space, then resume the run") from error
+            raise ResourceError(f"{self._path} cannot be written: {error.strerror}", hint="free disk space, then resume the run") from error
         self._size += len(line)
 
     def close(self) -> None:
@@ -247,5 +247,5 @@ def find_run(text: str, output_dir: Path) -> RunFolder:
         if is_run(candidate):
             return RunFolder(candidate)
     names = run_names(output_dir)
-    hint = f"the newest under {output_dir} is {names[-1]}" if names else f"there is no run under {output_dir}: name its folder, or use --output-dir"
+    hint = f"the newest under {output_dir} is {names[-1]}" if names else f"no run is under {output_dir}; use --output-dir"
     raise UnknownName("run", text, names, hint=hint)

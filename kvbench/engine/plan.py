@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvbench.errors import UsageError
-from kvbench.evaluators.base import Evaluator
+from kvbench.errors import CorpusError, UsageError
+from kvbench.evaluators.base import BASELINE, Evaluator
 from kvbench.shape import check_supported, shape_of
 from kvbench.spec import EvaluatorSpec, RunSpec
 from kvbench.state import RunState, Unit
-from kvbench.summary import BASELINE, evaluators_of
+from kvbench.summary import evaluators_of
 
 if TYPE_CHECKING:
     from kvbench.methods.base import Method
@@ -52,6 +53,7 @@ def plan(spec: RunSpec) -> Plan:
         UnknownName: a method, evaluator or parameter that does not exist.
         UsageError: a combination that would measure nothing or something else than it says.
         UnsupportedModel: the model's config is known and its attention would be measured wrongly.
+        CorpusError: a text file or mirror that is not there.
     """
     spec.validate()
     methods = resolve_methods(spec)
@@ -59,6 +61,8 @@ def plan(spec: RunSpec) -> Plan:
     evaluators = all_evaluators(spec)
     for evaluator in evaluators:
         _check(spec, evaluator)
+    if any(evaluator.needs_text for evaluator in evaluators):
+        _check_corpus(spec)
     units = [unit for evaluator in evaluators for unit in evaluator.units(spec, list(methods))]
     return Plan(spec, methods, units)
 
@@ -96,6 +100,16 @@ def _check_model(spec: RunSpec, methods: Mapping[str, Method]) -> None:
             method.check(shape)
         except ValueError as error:
             raise refuse(label, error) from error
+
+
+def _check_corpus(spec: RunSpec) -> None:
+    """What can be said of the text before it is read."""
+    from kvbench.corpora import CORPORA, open_text
+
+    name = spec.corpus.name
+    open_text(name, spec.corpus.data_dir)
+    if name not in CORPORA and not Path(name).expanduser().is_file():
+        raise CorpusError(f"corpus '{name}' is not there", hint="check --corpus")
 
 
 def _check(spec: RunSpec, evaluator: Evaluator) -> None:

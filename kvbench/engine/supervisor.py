@@ -13,8 +13,10 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import kvbench
 from kvbench import events as ev
@@ -23,14 +25,16 @@ from kvbench.engine.child import Child
 from kvbench.engine.journal import SCHEMA, Journal, RunFolder
 from kvbench.engine.plan import plan, units_left
 from kvbench.errors import ExitCode, KvbenchError, ResultError
+from kvbench.evaluators.base import BASELINE
 from kvbench.state import RunState, apply
-from kvbench.summary import BASELINE
 from kvbench.telemetry import Sampler
 
 POLL = 0.2
 TELEMETRY_EVERY = 1.0
 DEATHS_TO_BLAME = 2
 """Crashes at the same place that are blamed on it; SIGKILL may come from outside and is believed one later."""
+IDENTITY = ("weights_hash", "dtype", "cache_dtype", "content_hash", "tokens_hash")
+"""Facts of model and corpus that numbers of one run must share."""
 FINAL = (ev.RunFinished, ev.RunFailed, ev.RunInterrupted)
 
 
@@ -73,7 +77,7 @@ class Supervisor:
             return
         if self.state.kvbench_version != kvbench.__version__:
             raise ResultError(
-                f"this run was begun by kvbench {self.state.kvbench_version}, and this is {kvbench.__version__}: their numbers must not mix",
+                f"this run was begun by kvbench {self.state.kvbench_version}; numbers of this {kvbench.__version__} must not mix with its",
                 hint="start a new run",
             )
         self._write(ev.RunResumed(time.time(), len(self.state.done)))
@@ -166,16 +170,18 @@ def verdict(state: RunState) -> ev.RunFailed | None:
 
 def _changed(state: RunState, event: ev.Event) -> ev.RunFailed | None:
     """A resumed run must measure the same weights and text as before."""
-    before, after, what = {}, {}, ""
+    before: Mapping[str, Any]
     if isinstance(event, ev.ModelLoaded):
         before, after, what = state.model, event.model, "model"
     elif isinstance(event, ev.CorpusLoaded):
         before, after, what = state.corpus, event.corpus, "corpus"
-    for key in ("weights_hash", "dtype", "cache_dtype", "content_hash", "tokens_hash"):
-        if before.get(key) != after.get(key) and key in before:
-            text = f"the {what}'s {key} changed since this run began: its numbers must not mix"
-            return ev.RunFailed(time.time(), text, "start a new run", int(ExitCode.RUN_FAILED))
-    return None
+    else:
+        return None
+    changed = [key for key in IDENTITY if key in before and before[key] != after.get(key)]
+    if not changed:
+        return None
+    text = f"the {what}'s {' and '.join(changed)} changed since this run began: its numbers must not mix"
+    return ev.RunFailed(time.time(), text, "start a new run", int(ExitCode.RUN_FAILED))
 
 
 def main(argv: list[str]) -> int:

@@ -23,9 +23,8 @@ from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.plan import all_evaluators, resolve_methods, units_left
 from kvbench.errors import ExitCode, KvbenchError, ResourceError, RunFailed
-from kvbench.evaluators.base import Evaluator, UnitContext
+from kvbench.evaluators.base import BASELINE, Evaluator, UnitContext
 from kvbench.state import RunState, Unit
-from kvbench.summary import BASELINE
 
 if TYPE_CHECKING:
     from kvbench.engine.session import Session
@@ -171,7 +170,7 @@ def _cannot_open(error: Exception) -> KvbenchError:
     traceback.print_exc()
     kind, text = classify(error)
     if kind == "out of memory":
-        return ResourceError(f"out of memory while the model was loaded: {text}", hint="use a smaller --model or --dtype, or another --device")
+        return ResourceError(f"out of memory while the model was loaded: {text}", hint="use a smaller --model, or another --device")
     return RunFailed(f"the model could not be prepared: {text}", hint="the run's run.log has the traceback")
 
 

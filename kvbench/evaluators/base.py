@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from kvbench.parameters import build
+from kvbench.parameters import build, param, parameters
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
 if TYPE_CHECKING:
     from kvbench.engine.session import Session
 
-__all__ = ["Better", "Evaluator", "Evidence", "Measured", "MethodRecords", "Summary", "UnitContext", "build"]
+__all__ = ["BASELINE", "Better", "Evaluator", "Evidence", "Measured", "MethodRecords", "Summary", "UnitContext", "build", "param"]
 
+BASELINE = "baseline"
+"""Label of the row that all others are compared with."""
 Evidence = Literal["exact", "paired", "noisy"]
 Better = Literal["lower", "higher", "neither"]
 MethodRecords = Mapping[str, Mapping[str, Any]]
@@ -102,6 +104,11 @@ class Evaluator:
     needs_text: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
     protocols: ClassVar[tuple[str, ...]] = ("prefill", "streaming")
+
+    @classmethod
+    def parameters(cls) -> list[tuple[str, Any, str]]:
+        """(name, default, meaning) of each parameter."""
+        return parameters(cls)
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         """The work, in order."""

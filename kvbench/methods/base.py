@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.caches.needs import Needs
 from kvbench.errors import UsageError
-from kvbench.parameters import build
+from kvbench.parameters import build, param, parameters
 from kvbench.registry import Registry
 from kvbench.spec import MethodSpec, RunSpec, split_list
 
@@ -18,13 +18,10 @@ if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext, TokenView
     from kvbench.models import Shape
 
+__all__ = ["CONTROLS", "METHODS", "Eviction", "Method", "expand", "must_divide", "param", "refuse", "resolve"]
+
 CONTROLS = ("baseline", "random")
 """In every table: what nothing removed gives, and what removing without thought gives."""
-
-
-def param(default: Any, meaning: str) -> Any:
-    """A parameter with its default and one line of meaning, units included."""
-    return field(default=default, metadata={"meaning": meaning})
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Method:
     @classmethod
     def parameters(cls) -> list[tuple[str, Any, str]]:
         """(name, default, meaning) of each parameter."""
-        return [(f.name, f.default, f.metadata.get("meaning", "")) for f in fields(cls) if f.init]
+        return parameters(cls)
 
 
 @dataclass(frozen=True)

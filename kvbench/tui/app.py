@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,13 +18,14 @@ from kvbench.engine.journal import RunFolder
 from kvbench.errors import KvbenchError
 from kvbench.tui import Outcome
 from kvbench.tui.colours import method_colours
-from kvbench.tui.columns import columns
+from kvbench.tui.commands import commands
 from kvbench.tui.feed import LapseFeed
 from kvbench.tui.header import Header
 from kvbench.tui.panels import DetailsPanel, LogPanel, PlotPanel
 from kvbench.tui.plots import PLOTS, Scene
 from kvbench.tui.reading import Reading
 from kvbench.tui.screens import ConfirmCancel, Help
+from kvbench.tui.svg import tidy
 from kvbench.tui.table import MethodTable
 from kvbench.tui.theme import THEMES, Palette
 
@@ -33,8 +33,10 @@ POLL = 0.4
 """Seconds between looks at the journal."""
 PAUSE = (0.25, 2.0)
 """Least and most seconds between two drawings; between them, ``SHARE`` rules."""
-SHARE = 40
-"""A drawing that took t seconds is followed by SHARE · t seconds of rest, so that the benchmark keeps its cores."""
+SHARE = 0.025
+"""Share of one core that drawing may take, so that the benchmark keeps its cores."""
+SILENCE = 5.0
+"""Seconds without an event after which the run's owner is looked for."""
 COMPACT = (110, 30)
 """A terminal narrower or lower than this shows one panel at a time."""
 
@@ -50,8 +52,8 @@ class Dashboard(App[Outcome]):
 
     TITLE = "kvbench"
     CSS_PATH = "dashboard.tcss"
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (COMPACT[0], "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-short"), (COMPACT[1], "-medium"), (44, "-tall")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (COMPACT[0], "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (COMPACT[1], "-medium"), (44, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(str(n), f"plot('{name}')", title, show=False) for n, (name, (title, _)) in enumerate(PLOTS.items(), start=1)),
         Binding("tab", "next_plot", "plot", priority=True),
@@ -76,7 +78,7 @@ class Dashboard(App[Outcome]):
         self._run_reading = Reading(self._folder.tail(), clock if live else None)
         self._reading = self._run_reading
         self._palette = Palette.of(self._variables_of(THEMES[0].name), True)
-        self._drawn_at, self._pause, self._stale = 0.0, PAUSE[0], True
+        self._drawn_at, self._drawn_cpu, self._stale = float("-inf"), time.process_time(), True
         self._second = -1
         self._compact_panel, self._details_on, self._log_on, self._by_factor = "plot", True, False, False
         self._lapse: LapseFeed | None = None
@@ -124,11 +126,26 @@ class Dashboard(App[Outcome]):
             self._read()
         if self._lapse is not None and self._lapse.at_end:
             self._end_replay()
-        if self._stale and time.monotonic() - self._drawn_at >= self._pause:
+        self._check_owner()
+        if self._stale and self._is_rested:
             self._draw()
-        elif self._live and int(self._clock()) != self._second and not self._reading.state.is_over:
+        elif self._live and int(self._clock()) != self._second and not self._reading.is_still:
             self._second = int(self._clock())
             self.query_one(Header).tick()
+
+    @property
+    def _is_rested(self) -> bool:
+        """Whether the processor time since the last drawing, its own included, is a small enough share."""
+        spent = time.process_time() - self._drawn_cpu
+        return time.monotonic() - self._drawn_at >= min(PAUSE[1], max(PAUSE[0], spent / SHARE))
+
+    def _check_owner(self) -> None:
+        """A run that is silent and that no process owns was killed: say so instead of waiting."""
+        reading = self._run_reading
+        if reading.state.spec is None or reading.is_still or (self._live and reading.quiet < SILENCE):
+            return
+        reading.is_orphaned = not self._folder.is_alive()
+        self._stale = self._stale or reading.is_orphaned
 
     def _read(self) -> None:
         try:
@@ -138,15 +155,13 @@ class Dashboard(App[Outcome]):
             self.notify(error.message, title="the journal cannot be read", severity="error", timeout=60)
 
     def _draw(self) -> None:
-        started = time.monotonic()
+        self._drawn_at, self._drawn_cpu = time.monotonic(), time.process_time()
         scene = self._scene()
         self.query_one(Header).show(self._reading, self._palette)
         table = self.query_one(MethodTable)
         table.show(scene.rows, self._palette, scene.colours)
         self._draw_panels(scene if scene.selected else self._scene())
         self._stale = False
-        self._drawn_at = time.monotonic()
-        self._pause = min(PAUSE[1], max(PAUSE[0], SHARE * (self._drawn_at - started)))
 
     def _scene(self) -> Scene:
         state = self._reading.state
@@ -168,6 +183,10 @@ class Dashboard(App[Outcome]):
 
     def on_method_table_selected(self) -> None:
         self._draw_panels()
+
+    def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
+        """The screen as SVG, drawn alike by every viewer."""
+        return tidy(super().export_screenshot(title=title, simplify=simplify))
 
     # -- arrangement
 
@@ -241,7 +260,7 @@ class Dashboard(App[Outcome]):
 
     def action_cancel(self) -> None:
         """Ask, unless there is nothing to cancel."""
-        if self._run_reading.state.is_over or not self._live:
+        if self._run_reading.is_still or not self._live:
             self.action_leave()
         elif not isinstance(self.screen, ConfirmCancel):
             self.push_screen(ConfirmCancel(), lambda yes: self.exit("cancel") if yes else None)
@@ -255,7 +274,7 @@ class Dashboard(App[Outcome]):
         """Show an ended run again in time-lapse; again ends the replay."""
         if self._lapse is not None:
             self._end_replay()
-        elif self._run_reading.state.is_over or not self._live:
+        elif self._run_reading.is_still or not self._live:
             self._lapse = LapseFeed(self._folder.read())
             self._reading = Reading(self._lapse)
             self._restart("» replay")
@@ -272,14 +291,4 @@ class Dashboard(App[Outcome]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         yield from super().get_system_commands(screen)
-        for name, (title, _) in PLOTS.items():
-            yield SystemCommand(f"Plot: {title}", "Show this plot", partial(self.action_plot, name))
-        table = self.query_one(MethodTable)
-        for column in columns([]):
-            if not column.beside and column.key != "audit":
-                yield SystemCommand(f"Sort by {column.title}", column.meaning, partial(table.sort_by, column.key))
-        yield SystemCommand("Sort in the plan's order", "As the run goes through the methods", partial(table.sort_by, None))
-        yield SystemCommand("Next theme", "Night, paper, ember", self.action_next_theme)
-        yield SystemCommand("Log", "Show or hide the log", self.action_log)
-        yield SystemCommand("Details", "Show or hide the selected method's details", self.action_details)
-        yield SystemCommand("Help", "Keys, columns and signs", self.action_help)
+        yield from commands(self)

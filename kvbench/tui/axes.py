@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rich.style import Style
 
@@ -87,7 +88,7 @@ class Frame:
     def path(self, points: Sequence[tuple[float, float]], style: Style, *, every: int = 1) -> None:
         """Join points by straight lines of dots."""
         dots = [self.dot(x, y) for x, y in points]
-        for (x0, y0), (x1, y1) in zip(dots, dots[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(dots):
             self.canvas.line(x0, y0, x1, y1, style, every=every)
         if len(dots) == 1:
             self.canvas.dot(*dots[0], style)

@@ -1,4 +1,4 @@
-"""A grid of terminal cells to draw on: text, and lines of braille dots (2 × 4 dots a cell).
+"""A grid of terminal cells to draw on: text, and lines of braille dots (2 by 4 dots a cell).
 
 Text stands before dots. Where two lines cross one cell, the later one gives its colour.
 """
@@ -11,12 +11,11 @@ from textual.strip import Strip
 
 _BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
-EIGHTHS = " ▏▎▍▌▋▊▉█"
 LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 class Canvas:
-    """``width`` × ``height`` cells, (0, 0) at the top left; dots count from there too."""
+    """``width`` by ``height`` cells, (0, 0) at the top left; dots count from there too."""
 
     def __init__(self, width: int, height: int) -> None:
         self.width, self.height = max(0, width), max(0, height)
@@ -82,13 +81,6 @@ def bar(fraction: float, width: int) -> tuple[str, str]:
     halves = round(max(0.0, min(1.0, fraction)) * width * 2)
     filled = "━" * (halves // 2) + ("╸" if halves % 2 else "")
     return filled, "─" * (width - len(filled))
-
-
-def block_bar(fraction: float, width: int) -> str:
-    """A solid bar with eighths of a cell."""
-    eighths = round(max(0.0, min(1.0, fraction)) * width * 8)
-    whole, part = divmod(eighths, 8)
-    return "█" * whole + (EIGHTHS[part] if part else "")
 
 
 def spark(fractions: list[float]) -> str:

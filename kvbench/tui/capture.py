@@ -26,4 +26,4 @@ async def _capture(folder: Path, size: tuple[int, int]) -> str:
     async with app.run_test(size=size) as pilot:
         await pilot.pause()
         await pilot.pause()
-        return app.export_screenshot(title="kvbench")
+        return app.export_screenshot(title=f"kvbench {folder.resolve().name}")

@@ -44,5 +44,5 @@ def _unknown(name: str) -> str:
 
 def _for_paper(colour: Color) -> Color:
     """The same hue, dark enough to read on a light ground."""
-    h, s, l = colour.hsl
-    return Color.from_hsl(h, min(1.0, s * 0.95), min(l, 0.36) if s > 0.2 else min(l, 0.30))
+    hue, saturation, lightness = colour.hsl
+    return Color.from_hsl(hue, saturation * 0.95, min(lightness, 0.36 if saturation > 0.2 else 0.30))

@@ -8,10 +8,11 @@ from typing import Literal
 
 from kvbench.summary import Row
 from kvbench.tui.facts import is_ranked
-from kvbench.tui.format import MIB, NONE, fixed, signed
+from kvbench.tui.format import MIB, NONE, TIMES, fixed, signed
 
 Best = Literal["lowest", "highest"]
 GAP = 2
+_MEMORY_TITLES = {"GPU": "GPU MiB", "allocator": "PyT MiB", "resident": "RSS MiB"}
 METHOD_WIDTH = (14, 24)
 PROGRESS_WIDTH = (5, 22)
 
@@ -43,47 +44,54 @@ class Column:
     beside: bool = False
 
 
-def _half(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"±{fixed((high - low) / 2, 2, 5)}"
-
-
-def _mib(value: float | None) -> float | None:
-    return None if value is None else value / MIB
-
-
-def _percent(value: float | None) -> float | None:
-    return None if value is None else value * 100
-
-
 def _memory_title(rows: Sequence[Row]) -> str:
     """Which memory it is: each is named as what it is."""
-    names = {(r.memory_name or "").lower() for r in rows}
-    return "GPU MiB" if any("nvml" in n or "gpu" in n for n in names) else "RSS MiB"
+    names = {r.memory_name or "" for r in rows}
+    return next((title for name, title in _MEMORY_TITLES.items() if any(n.startswith(name) for n in names)), "RAM MiB")
+
+
+def _column(
+    key: str, title: str, width: int, rank: int, value: Callable[[Row], float | None], decimals: int, meaning: str,
+    best: Best | None = None, unit: str = "", write: Callable[[float | None, int, int], str] = fixed,
+) -> Column:  # fmt: skip
+    """A column of figures, with ``unit`` behind each."""
+
+    def text(row: Row) -> str:
+        found = value(row)
+        return NONE if found is None else write(found, decimals, width - len(unit)) + unit
+
+    return Column(key, title, width, rank, value, text, best, meaning)
+
+
+def _interval(of: str, rank: int, ends: Callable[[Row], tuple[float | None, float | None]]) -> Column:
+    """Half of a 95 % interval, beside its figure."""
+
+    def text(row: Row) -> str:
+        low, high = ends(row)
+        return "" if low is None or high is None else f"±{fixed((high - low) / 2, 2, 5)}"
+
+    return Column(f"{of}_ci", "95 %", 6, rank, lambda _: None, text, meaning="half of its 95 % interval", beside=True)
+
+
+def _over(value: float | None, divisor: float) -> float | None:
+    return None if value is None else value / divisor
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """All columns, left to right."""
     return [
-        Column("perplexity", "PPL", 6, 3, lambda r: r.perplexity, lambda r: fixed(r.perplexity, 2, 6), None, "perplexity over all scored tokens"),
-        Column("perplexity_ci", "95 %", 6, 12, lambda r: None, lambda r: _half(r.perplexity_low, r.perplexity_high), None,
-               "half of its 95 % interval over samples", True),
-        Column("delta", "ΔPPL %", 8, 1, lambda r: r.delta_pct, lambda r: signed(r.delta_pct, 2, 8), "lowest",
-               "change against the baseline on the same tokens"),
-        Column("delta_ci", "95 %", 6, 10, lambda r: None, lambda r: _half(r.delta_low, r.delta_high), None, "half of its paired 95 % interval", True),
-        Column("kl", "KL", 6, 4, lambda r: r.kl, lambda r: fixed(r.kl, 4, 6), "lowest", "mean KL divergence to the baseline, nats per token"),
-        Column("top1", "top1 %", 6, 6, lambda r: r.top1, lambda r: fixed(_percent(r.top1), 1, 6), "highest",
-               "share of tokens at which the baseline's first choice is kept"),
-        Column("factor", "factor", 6, 2, lambda r: r.factor, lambda r: NONE if r.factor is None else f"{fixed(r.factor, 2, 5)}×", "highest",
-               "baseline bytes ÷ stored bytes: 4.00× is four times smaller"),
-        Column("stored", "KV MiB", 6, 5, lambda r: r.stored_bytes, lambda r: fixed(_mib(r.stored_bytes), 2, 6), "lowest",
-               "bytes that must be kept to answer the next query, per sequence"),
-        Column("memory", _memory_title(rows), 7, 9, lambda r: r.memory_bytes, lambda r: fixed(_mib(r.memory_bytes), 0, 7), None,
-               "peak memory: the GPU's by NVML, or the worker's resident (RSS)"),
-        Column("speed", "tok/s", 7, 7, lambda r: r.tokens_per_s, lambda r: fixed(r.tokens_per_s, 1, 7), "highest", "decode speed at the first timed point"),
-        Column("ttft", "TTFT ms", 7, 8, lambda r: r.ttft_s, lambda r: fixed(None if r.ttft_s is None else r.ttft_s * 1000, 1, 7), "lowest",
-               "time to first token: prefill and compression"),
-        Column("audit", "audit", 9, 11, lambda r: None, lambda r: r.audit or NONE, None,
-               "real, simulated, masked or no-op: what the method does to the bytes that attention reads"),
+        _column("perplexity", "PPL", 6, 3, lambda r: r.perplexity, 2, "perplexity over all scored tokens"),
+        _interval("perplexity", 12, lambda r: (r.perplexity_low, r.perplexity_high)),
+        _column("delta", "ΔPPL %", 8, 1, lambda r: r.delta_pct, 2, "change against the baseline, same tokens", "lowest", write=signed),
+        _interval("delta", 10, lambda r: (r.delta_low, r.delta_high)),
+        _column("kl", "KL", 6, 4, lambda r: r.kl, 4, "mean KL divergence to the baseline, nats per token", "lowest"),
+        _column("top1", "top1 %", 6, 6, lambda r: _over(r.top1, 0.01), 1, "tokens that keep the baseline's first choice", "highest"),
+        _column("factor", "factor", 6, 2, lambda r: r.factor, 2, "baseline bytes ÷ stored bytes: 4 is 4 times smaller", "highest", TIMES),
+        _column("stored", "KV MiB", 6, 5, lambda r: _over(r.stored_bytes, MIB), 2, "bytes stored to answer the next query", "lowest"),
+        _column("memory", _memory_title(rows), 7, 9, lambda r: _over(r.memory_bytes, MIB), 0, "GPU (NVML) or worker (RSS) at its peak"),
+        _column("speed", "tok/s", 7, 7, lambda r: r.tokens_per_s, 1, "decode speed at the first timed point", "highest"),
+        _column("ttft", "TTFT ms", 7, 8, lambda r: _over(r.ttft_s, 0.001), 1, "time to first token: prefill and compression", "lowest"),
+        Column("audit", "audit", 9, 11, lambda _: None, lambda r: r.audit or NONE, meaning="what the bytes that attention reads really do"),
     ]  # fmt: skip
 
 
@@ -110,7 +118,8 @@ def plan(rows: Sequence[Row], width: int) -> Plan:
             room -= need
     progress = min(PROGRESS_WIDTH[1], PROGRESS_WIDTH[0] + room)
     spare = PROGRESS_WIDTH[0] + room - progress
-    return Plan(tuple(c for c in every if c.key in chosen), method + min(spare, 8), progress)
+    wider = min(spare, 8)
+    return Plan(tuple(c for c in every if c.key in chosen), method + wider, progress + spare - wider)
 
 
 def best_labels(rows: Sequence[Row], column: Column) -> set[str]:
@@ -124,10 +133,10 @@ def best_labels(rows: Sequence[Row], column: Column) -> set[str]:
 
 
 def ordered(rows: Sequence[Row], column: Column | None, *, reverse: bool) -> list[Row]:
-    """Best first by a column (the plan's order without one); rows without the figure come last."""
+    """Best first by a column (the plan's order without one); failed ones and those without the figure come last."""
     if column is None:
         return list(reversed(rows)) if reverse else list(rows)
-    found = [(v, r) for r in rows if (v := column.value(r)) is not None]
+    found = [(v, r) for r in rows if r.status != "failed" and (v := column.value(r)) is not None]
     downwards = (column.best == "highest") != reverse
     found.sort(key=lambda pair: pair[0], reverse=downwards)
-    return [r for _, r in found] + [r for r in rows if column.value(r) is None]
+    return [r for _, r in found] + [r for r in rows if r.status == "failed" or column.value(r) is None]

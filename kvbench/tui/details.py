@@ -10,6 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from kvbench.errors import KvbenchError
+from kvbench.evaluators.base import BASELINE
 from kvbench.spec import MethodSpec, format_value
 from kvbench.state import MethodState
 from kvbench.summary import Row
@@ -18,6 +19,9 @@ from kvbench.tui.facts import ledger, per_layer
 from kvbench.tui.format import NONE, fixed, shorten, signed, size
 from kvbench.tui.plots.scene import Scene
 from kvbench.tui.theme import Palette
+
+FEWER = "fewer bytes"
+"""The check that the reference fails by definition, so that it is not asked of it."""
 
 
 def details(scene: Scene, width: int) -> Text:
@@ -97,24 +101,30 @@ def _interval(low: float | None, high: float | None, sign: str) -> str:
 def _audit(method: MethodState, palette: Palette, width: int) -> Text | None:
     if method.audit_label is None:
         return None
-    good = method.audit_label == "real"
+    good = method.audit_label in ("real", "reference")
     text = _section("audit", palette, width - len(method.audit_label) - 3)
     text.append(f" {'✓' if good else '⚠'} {method.audit_label}", palette.ink("success" if good else "warning", bold=True))
-    checks = (method.audit or {}).get("checks", method.audit or {})
-    for name, check in checks.items() if isinstance(checks, Mapping) else ():
-        if isinstance(check, Mapping):
+    for name, check in (method.audit or {}).items():
+        if isinstance(check, Mapping) and not (method.label == BASELINE and name == FEWER):
             _check(text, str(name), check, palette, width)
     return text
 
 
 def _check(text: Text, name: str, check: Mapping[str, Any], palette: Palette, width: int) -> None:
     passed = bool(check.get("passed"))
-    figure = check.get("figure")
-    shown = f"{figure:.3g}" if isinstance(figure, float) else "" if figure is None else f"{figure:,}" if isinstance(figure, int) else str(figure)
     text.append("\n✓ " if passed else "\n✗ ", palette.ink("success" if passed else "error", bold=True))
     text.append(name.replace("_", " "), palette.text)
-    rest = " ".join(filter(None, (shown, str(check.get("detail") or ""))))
+    rest = " ".join(filter(None, (_figure(check.get("figure")), str(check.get("detail") or ""))))
     text.append(shorten(f"  {rest}", width - 2 - len(name)) if rest else "", palette.dim)
+
+
+def _figure(value: Any) -> str:
+    """A check's figure, whatever kind it is."""
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _ledger(row: Row, scene: Scene, width: int) -> Text | None:
@@ -140,10 +150,16 @@ def _layers(row: Row, scene: Scene, width: int) -> Text | None:
     low, high = min(layers), max(layers)
     span = size(low) if low == high else f"{size(low)} to {size(high)}"
     text = _section("by layer", scene.palette, width, f"{len(layers)} layers, {span}")
-    shown = layers if len(layers) <= width else [max(layers[i * len(layers) // width : (i + 1) * len(layers) // width]) for i in range(width)]
-    each = max(1, min(3, width // len(shown)))
-    columns = spark([v / (high or 1.0) for v in shown])
-    return text.append("\n" + "".join(c * (each - 1 if each > 1 else 1) + (" " if each > 1 else "") for c in columns), scene.ink(row.label))
+    columns = spark([0.75 * v / (high or 1.0) for v in _at_most(layers, width)])
+    spaced = columns if len(columns) * 2 > width else "".join(f"{c} " for c in columns)
+    return text.append("\n" + spaced, scene.ink(row.label))
+
+
+def _at_most(values: list[float], count: int) -> list[float]:
+    """The values, or ``count`` maxima of neighbours if they are more."""
+    if len(values) <= count:
+        return values
+    return [max(values[i * len(values) // count : (i + 1) * len(values) // count]) for i in range(count)]
 
 
 def _parameters(label: str, scene: Scene, width: int) -> Text | None:

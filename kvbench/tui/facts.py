@@ -11,53 +11,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvbench.evaluators.base import BASELINE
+from kvbench.methods.base import CONTROLS
 from kvbench.state import RunState
-from kvbench.summary import BASELINE, Row
+from kvbench.summary import Row
 from kvbench.tui.format import MIB, size
 
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 QUALITY = "perplexity"
 
 
-def _first(mapping: Mapping[str, Any], *names: str) -> Any:
-    return next((mapping[n] for n in names if mapping.get(n) is not None), None)
-
-
 def model_name(state: RunState) -> str:
     """The model's own name, without its owner or folder."""
-    given = str(_first(state.model, "name", "id") or (state.spec.model.id if state.spec else "")).rstrip("/")
+    given = str(state.model.get("id") or (state.spec.model.id if state.spec else "")).rstrip("/")
     name = given.removeprefix("embedded:").rsplit("/", 1)[-1]
     return f"{name} (random weights)" if state.spec and state.spec.model.random_weights else name
 
 
 def kib_per_token(state: RunState) -> float | None:
     """The uncompressed cache's KiB per token: K and V of every layer and KV head."""
-    given = _first(state.model, "kv_bytes_per_token", "baseline_bytes_per_token", "bytes_per_token")
-    if given is not None:
-        return float(given) / 1024
-    shape = {**state.model, **(state.model.get("shape") or {})}
-    layers, heads, width = (_first(shape, *n) for n in (("layers", "num_layers"), ("kv_heads", "n_kv_heads"), ("head_dim",)))
-    itemsize = _DTYPE_BYTES.get(cache_dtype(state))
-    if None in (layers, heads, width, itemsize):
-        return None
-    return float(2 * layers * heads * width * itemsize) / 1024  # type: ignore[operator]
+    shape = [int(state.model.get(name) or 0) for name in ("layers", "kv_heads", "head_dim")]
+    found = 2 * math.prod(shape) * _DTYPE_BYTES.get(dtype(state, "cache_dtype"), 0)
+    return found / 1024 or None
 
 
-def dtype(state: RunState) -> str:
-    given = _first(state.model, "dtype", "weights_dtype") or (state.spec.model.dtype if state.spec else "")
-    return str(given).removeprefix("torch.")
-
-
-def cache_dtype(state: RunState) -> str:
-    return str(_first(state.model, "cache_dtype") or dtype(state)).removeprefix("torch.")
+def dtype(state: RunState, name: str = "dtype") -> str:
+    """The weights' number format, or with ``cache_dtype`` the cache's; empty while it is not known."""
+    found = str(state.model.get(name) or (getattr(state.spec.model, name) if state.spec else ""))
+    return "" if found == "auto" else found.removeprefix("torch.")
 
 
 def device(state: RunState) -> str:
-    """The device by name where the environment tells it."""
-    plain = str(_first(state.model, "device") or (state.spec.model.device if state.spec else ""))
-    gpu = _first(state.environment, "gpu", "gpu_name")
-    name = gpu.get("name") if isinstance(gpu, Mapping) else gpu[0] if isinstance(gpu, list) and gpu else gpu
-    return f"{plain} {name}" if plain.startswith("cuda") and isinstance(name, str) else plain
+    """Where the model is, a GPU by its name; empty while it is not known."""
+    found = str(state.model.get("device") or (state.spec.model.device if state.spec else ""))
+    name = state.model.get("device_name")
+    if found.startswith("cuda") and name:
+        return str(name)
+    return "" if found == "auto" else found
 
 
 def subject(state: RunState) -> list[str]:
@@ -67,11 +57,11 @@ def subject(state: RunState) -> list[str]:
         return []
     per_token = kib_per_token(state)
     facts = [
-        model_name(state), str(_first(state.corpus, "name") or spec.corpus.name), spec.protocol,
+        model_name(state), str(state.corpus.get("name") or spec.corpus.name), spec.protocol,
         f"C {spec.context} + S {spec.continuation}", f"{spec.samples} samples", dtype(state), device(state),
         f"baseline {per_token:.1f} KiB/token" if per_token else "",
     ]  # fmt: skip
-    return [fact for fact in facts if fact and fact != "auto"]
+    return [fact for fact in facts if fact]
 
 
 def overall(state: RunState) -> float:
@@ -112,21 +102,23 @@ class Point:
     stored: float
     factor: float
     kl: float
+    ranked: bool
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """Methods whose stored bytes and KL are both known."""
-    return [
-        Point(r.label, r.stored_bytes, r.factor, r.kl)
-        for r in rows
-        if r.stored_bytes and r.factor and r.kl is not None and math.isfinite(r.kl) and r.status != "failed"
-    ]
+    """Methods whose stored bytes and KL are both known; the baseline's KL is 0 by definition."""
+    found: list[Point] = []
+    for row in rows:
+        kl = 0.0 if row.label == BASELINE else row.kl
+        if row.status != "failed" and row.stored_bytes and row.factor and kl is not None and math.isfinite(kl):
+            found.append(Point(row.label, row.stored_bytes, row.factor, kl, is_ranked(row)))
+    return found
 
 
 def frontier(found: Sequence[Point]) -> list[Point]:
-    """Points that no other beats in both size and KL, smallest first."""
+    """Ranked points that no other beats in both size and KL, smallest first."""
     best: list[Point] = []
-    for point in sorted(found, key=lambda p: (p.stored, p.kl)):
+    for point in sorted((p for p in found if p.ranked), key=lambda p: (p.stored, p.kl)):
         if not best or point.kl < best[-1].kl:
             best.append(point)
     return best
@@ -192,5 +184,5 @@ def is_unmasked(row: Row) -> bool:
 
 
 def is_ranked(row: Row) -> bool:
-    """Whether the row may be called best: neither failed, nor the reference, nor unmasked."""
-    return row.status != "failed" and row.label != BASELINE and not is_unmasked(row)
+    """Whether the row may be called best: neither failed, nor a control, nor unmasked by the audit."""
+    return row.status != "failed" and row.label not in CONTROLS and not is_unmasked(row)

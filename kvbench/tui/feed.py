@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from kvbench import events as ev
@@ -41,7 +42,7 @@ class LapseFeed:
 
 def _due_times(events: Sequence[ev.Event]) -> list[float]:
     """Seconds from the replay's start at which each event is shown."""
-    gaps = [0.0, *(max(0.0, b.at - a.at) for a, b in zip(events, events[1:], strict=False))][: len(events)]
+    gaps = [0.0, *(max(0.0, b.at - a.at) for a, b in pairwise(events))][: len(events)]
     longest = (sum(gaps) or 1.0) / 50
     cut = [min(gap, longest) for gap in gaps]
     speed = LAPSE_SECONDS / (sum(cut) or 1.0)

@@ -6,7 +6,9 @@ import math
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-NONE = "–"
+NONE = "–"  # noqa: RUF001
+"""What is not known (yet)."""
+TIMES = "×"  # noqa: RUF001
 
 
 def fixed(value: float | None, decimals: int, width: int = 0) -> str:
@@ -32,7 +34,7 @@ def signed(value: float | None, decimals: int, width: int = 0) -> str:
 def duration(seconds: float | None) -> str:
     """``0:07``, ``12:34``, ``1:02:03``."""
     if seconds is None:
-        return "–:––"
+        return f"{NONE}:{NONE}{NONE}"
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.segment import Segment
 from rich.style import Style
-from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -12,6 +11,7 @@ from kvbench.state import RunState
 from kvbench.tui.canvas import bar
 from kvbench.tui.facts import activity, overall, subject
 from kvbench.tui.format import duration, shorten
+from kvbench.tui.lines import Lines
 from kvbench.tui.reading import Reading
 from kvbench.tui.theme import Palette
 
@@ -20,36 +20,39 @@ QUIET_AFTER = 20.0
 
 
 class Header(Widget):
-    """Run, subject and progress. The clock's line alone is drawn again each second."""
+    """Run, subject and progress."""
 
     def __init__(self, name_of_run: str, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._run = name_of_run
         self._reading: Reading | None = None
         self._palette: Palette | None = None
+        self._lines = Lines(self)
         self.note = ""
         """Said in place of the state's word (``replay``)."""
 
     def show(self, reading: Reading, palette: Palette) -> None:
         self._reading, self._palette = reading, palette
-        self.refresh()
+        self.tick()
 
     def tick(self) -> None:
-        """Draw the clock again."""
-        self.refresh(Region(0, 0, self.size.width, 1))
+        """Draw again what changed, which may be the clock alone."""
+        if self._reading is not None and self._palette is not None:
+            draw = (self._first, self._second, self._third)
+            lines = [Strip(line(self._reading, self._palette, self.size.width)) for line in draw]
+            blank = [Strip([])] * (self.size.height - len(lines))
+            self._lines.put([*lines, *blank], self._palette.ground)
+
+    def on_resize(self) -> None:
+        self.tick()
 
     def render_line(self, y: int) -> Strip:
-        width = self.size.width
-        if self._reading is None or self._palette is None:
-            return Strip.blank(width, self.rich_style)
-        draw = (self._first, self._second, self._third)
-        segments = draw[y](self._reading, self._palette, width) if y < len(draw) else []
-        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
+        return self._lines.at(y)
 
     def _first(self, reading: Reading, palette: Palette, width: int) -> list[Segment]:
         word, style = _state(reading, palette, self.note)
         left = f"elapsed {duration(reading.elapsed)}"
-        right = "" if reading.state.is_over else f"   left {duration(reading.remaining)}"
+        right = "" if reading.is_still else f"   left {duration(reading.remaining)}"
         room = width - len(left) - len(right) - len(word) - 16
         badge = Segment(" kvbench ", Style(color=palette.background, bgcolor=palette.primary, bold=True))
         name = shorten(self._run, max(8, room))
@@ -75,8 +78,8 @@ class Header(Widget):
 
     def _third(self, reading: Reading, palette: Palette, width: int) -> list[Segment]:
         state = reading.state
-        if state.is_over and not self.note:
-            return _ending(state, palette, width, reading.elapsed)
+        if reading.is_still and not self.note:
+            return _ending(reading, self._run, palette, width)
         text = shorten(activity(state), max(10, width // 2 - 4))
         stage = state.stage_done / state.stage_total if state.stage and state.stage_total > 0 else None
         own = min(24, width - len(text) - 30) if stage is not None else 0
@@ -97,6 +100,8 @@ def _state(reading: Reading, palette: Palette, note: str) -> tuple[str, Style]:
     state = reading.state
     if note:
         return note, palette.ink("accent", bold=True)
+    if reading.is_orphaned:
+        return "■ stopped", palette.ink("warning", bold=True)
     if state.status == "running" and reading.quiet > QUIET_AFTER:
         return f"… quiet for {duration(reading.quiet)}", palette.ink("warning", bold=True)
     words = {
@@ -107,15 +112,23 @@ def _state(reading: Reading, palette: Palette, note: str) -> tuple[str, Style]:
     return word, palette.ink(colour, bold=True)
 
 
-def _ending(state: RunState, palette: Palette, width: int, elapsed: float) -> list[Segment]:
+def _ending(reading: Reading, name: str, palette: Palette, width: int) -> list[Segment]:
     """One loud line: how it ended, what there is, and which key leaves."""
-    failed = sum(m.status == "failed" for m in state.methods.values())
-    methods = f"{len(state.methods) - failed} of {len(state.methods)} methods" if failed else f"all {len(state.methods)} methods"
-    text, colour = {
-        "finished": (f" ✓ Finished in {duration(elapsed)}: {methods} measured, result in {state.result}", "success"),
-        "failed": (f" ✗ The run failed: {state.error}" + (f" — {state.hint}" if state.hint else ""), "error"),
-        "interrupted": (f" ■ Interrupted: {state.error}. Resume it with kvbench run --resume", "warning"),
-    }[state.status]
+    text, colour = _verdict(reading.state, name, duration(reading.elapsed), reading.is_orphaned)
     leave = " q leaves "
     style = Style(color=palette.background, bgcolor=getattr(palette, colour), bold=True)
     return [Segment(shorten(text, width - len(leave)).ljust(width - len(leave)), style), Segment(leave, style)]
+
+
+def _verdict(state: RunState, name: str, elapsed: str, is_orphaned: bool) -> tuple[str, str]:
+    """How the run ended, and the palette's colour for it."""
+    resume = f"go on with kvbench run --resume {name}"
+    if is_orphaned:
+        return f" ■ The run's process is gone: {resume}", "warning"
+    if state.status == "interrupted":
+        return f" ■ Interrupted ({state.error}): {resume}", "warning"
+    if state.status == "failed":
+        return f" ✗ The run failed: {state.error}" + (f" ({state.hint})" if state.hint else ""), "error"
+    failed = sum(m.status == "failed" for m in state.methods.values())
+    methods = f"{len(state.methods) - failed} of {len(state.methods)} methods" if failed else f"all {len(state.methods)} methods"
+    return f" ✓ Finished in {elapsed}: {methods} measured, result in {state.result}", "success"

@@ -25,7 +25,8 @@ def _words(event: ev.Event, before: RunState) -> tuple[str, str] | None:
         case ev.WorkerStarted(pid=pid, attempt=attempt):
             return f"worker {pid} started" + (f", attempt {attempt}" if attempt > 1 else ""), "info"
         case ev.WorkerDied(reason=reason, unit=unit, method=method):
-            return " ".join(filter(None, (f"worker died: {reason}", f"in {unit}" if unit else "", f"({method})" if method else ""))), "error"
+            where = f" in {unit}" if unit else ""
+            return f"worker died: {reason}{where}" + (f" ({method})" if method else ""), "error"
         case ev.MethodFailed(method=method, error=error):
             return f"{method} failed: {error}", "error"
         case ev.AuditRecorded(method=method, label=label) if label != "real" and method != "baseline":

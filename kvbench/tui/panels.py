@@ -17,6 +17,7 @@ from kvbench.events import NoteWritten
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.details import details
 from kvbench.tui.format import duration
+from kvbench.tui.lines import Lines
 from kvbench.tui.plots import PLOTS, Scene
 
 LOG_SHOWN = 200
@@ -29,7 +30,7 @@ class PlotPanel(Widget):
         super().__init__(id=id)
         self.plot = "pareto"
         self._scene: Scene | None = None
-        self._strips: list[Strip] = []
+        self._lines = Lines(self)
 
     def on_mount(self) -> None:
         self._entitle()
@@ -45,9 +46,11 @@ class PlotPanel(Widget):
             self._draw()
 
     def _entitle(self) -> None:
-        """The plots' names as tabs in the border; the one that is on stands in brackets, bold."""
-        names = enumerate(PLOTS.items(), start=1)
-        tabs = (f"[b $accent]▸{n} {title}[/]" if name == self.plot else f"[@click=app.plot('{name}')]{n} {title}[/]" for n, (name, (title, _)) in names)
+        """The plots' names as tabs in the border, to click; the one that is on is marked."""
+        tabs = []
+        for number, (name, (title, _)) in enumerate(PLOTS.items(), start=1):
+            shown = name == self.plot
+            tabs.append(f"[b $accent]▸{number} {title}[/]" if shown else f"[@click=app.plot('{name}')]{number} {title}[/]")
         self.border_title = "  ".join(tabs)
 
     def _draw(self) -> None:
@@ -55,16 +58,13 @@ class PlotPanel(Widget):
             return
         canvas = Canvas(self.size.width, self.size.height)
         PLOTS[self.plot][1](canvas, self._scene)
-        self._strips = canvas.strips()
-        self.refresh()
+        self._lines.put(canvas.strips(), self._scene.palette.ground)
 
     def on_resize(self, _: events.Resize) -> None:
         self._draw()
 
     def render_line(self, y: int) -> Strip:
-        if y >= len(self._strips):
-            return Strip.blank(self.size.width, self.rich_style)
-        return self._strips[y].adjust_cell_length(self.size.width).apply_style(self.rich_style)
+        return self._lines.at(y)
 
 
 def _shown(scene: Scene, plot: str) -> tuple[Any, ...]:
@@ -124,7 +124,8 @@ class LogPanel(VerticalScroll):
             return
         self._shown = key
         follows = self.max_scroll_y - self.scroll_offset.y <= 1
-        self._body.update(Text("\n").join(_entry(e, scene) for e in entries[-LOG_SHOWN:]) if entries else Text("nothing to tell yet", scene.palette.dim))
+        lines = [_entry(e, scene) for e in entries[-LOG_SHOWN:]] or [Text("nothing to tell yet", scene.palette.dim)]
+        self._body.update(Text("\n").join(lines))
         if follows:
             self.call_after_refresh(self.scroll_end, animate=False)
 

@@ -1,4 +1,4 @@
-"""A run as far as it has been read: the folded state, and its rows computed once a change."""
+"""A run as far as it has been read: the folded state, and its rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Callable
 
 from kvbench import events as ev
-from kvbench.errors import KvbenchError
 from kvbench.state import RunState, apply
-from kvbench.summary import Row, rows
+from kvbench.summary import Row
 from kvbench.tui.feed import Feed
 from kvbench.tui.log import line_of
+from kvbench.tui.rows import LiveRows
 
 LOG_KEPT = 400
 
@@ -26,12 +26,13 @@ class Reading:
     def __init__(self, feed: Feed, now: Callable[[], float] | None = None) -> None:
         self.feed, self._now = feed, now
         self.state = RunState()
-        self.problem: str | None = None
-        """Why figures cannot be computed or the journal cannot be read, if so."""
         self.log: deque[ev.NoteWritten] = deque(maxlen=LOG_KEPT)
+        self.is_orphaned = False
+        """Whether the run stands still because no process owns it any more."""
         self._unit_started: float | None = None
-        self._rows: list[Row] = []
-        self._rows_of: tuple[object, object] | None = None
+        self._live_rows = LiveRows()
+        self._is_final = False
+        self._problem: str | None = None
 
     def advance(self) -> bool:
         """Take in what is new; whether anything was."""
@@ -43,31 +44,28 @@ class Reading:
             self.state = apply(self.state, event)
             if isinstance(event, ev.UnitStarted):
                 self._unit_started = event.at
+        self.is_orphaned = self.is_orphaned and not events
         return bool(events)
 
     def rows(self) -> list[Row]:
-        """One row a method; computed again only if a record or a row's state changed."""
-        key = (self.state.records, self.state.methods)
-        if self._rows_of is None or any(a is not b for a, b in zip(key, self._rows_of, strict=True)):
-            self._rows, self._rows_of = self._compute(), key
-        return self._rows
-
-    def _compute(self) -> list[Row]:
-        try:
-            found = rows(self.state)
-            self.problem = None
-        except KvbenchError as error:
-            self.problem = error.message
-            return [
-                Row(m.label, m.status, m.units_done / max(1, m.units_planned), m.error, m.audit_label)
-                for m in self.state.methods.values()
-            ]  # fmt: skip
+        """One row a method, kept while nothing of them changed."""
+        final = self.is_still and not self._is_final
+        self._is_final = self.is_still
+        found = self._live_rows.of(self.state, final=final)
+        if self._live_rows.problem != self._problem:
+            self._problem = self._live_rows.problem
+            self.log.append(ev.NoteWritten(self.state.last_at or 0.0, self._problem or "figures can be computed again", "error"))
         return found
+
+    @property
+    def is_still(self) -> bool:
+        """Whether nothing more is to be expected unless the run is resumed."""
+        return self.state.is_over or self.is_orphaned
 
     @property
     def quiet(self) -> float:
         """Seconds since the last event, while the run is running."""
-        if self._now is None or self.state.is_over or self.state.last_at is None:
+        if self._now is None or self.is_orphaned or self.state.is_over or self.state.last_at is None:
             return 0.0
         return max(0.0, self._now() - self.state.last_at)
 
@@ -80,7 +78,7 @@ class Reading:
     def remaining(self) -> float | None:
         """Seconds left: the state's estimate less what the unit under way has had."""
         left, at = self.state.remaining, self.state.last_at
-        if left is None or self.state.is_over:
+        if left is None or self.is_still:
             return None
         if self.state.current_unit is None or self._unit_started is None or at is None:
             return left

@@ -15,12 +15,14 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from kvbench.evaluators.base import BASELINE
 from kvbench.methods.base import CONTROLS
-from kvbench.summary import BASELINE, Row
+from kvbench.summary import Row
 from kvbench.tui.canvas import bar
 from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns, ordered, plan
 from kvbench.tui.facts import is_unmasked
 from kvbench.tui.format import NONE, shorten
+from kvbench.tui.lines import Lines
 from kvbench.tui.theme import Palette
 
 GLYPHS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗"}
@@ -55,6 +57,7 @@ class MethodTable(ScrollView, can_focus=True):
         self._palette: Palette | None = None
         self._plan = Plan((), 14, 5)
         self._best: dict[str, set[str]] = {}
+        self._lines = Lines(self)
         self.sort_key: str | None = None
         self.sort_reversed = False
 
@@ -74,7 +77,7 @@ class MethodTable(ScrollView, can_focus=True):
         self._plan = plan(self._rows, width)
         self._best = {c.key: best_labels(self._rows, c) for c in self._plan.columns}
         self.virtual_size = Size(width, 1 + len(self._rows))
-        self.refresh()
+        self._draw()
 
     @property
     def pinned(self) -> Row | None:
@@ -91,7 +94,7 @@ class MethodTable(ScrollView, can_focus=True):
 
     @property
     def sort_column(self) -> Column | None:
-        return next((c for c in columns(self._rows) if c.key == self.sort_key), None)
+        return None if self.sort_key is None else next((c for c in columns(self._rows) if c.key == self.sort_key), None)
 
     # -- what the user does
 
@@ -104,7 +107,7 @@ class MethodTable(ScrollView, can_focus=True):
     def sort_by(self, key: str | None, *, reverse: bool = False) -> None:
         self.sort_key, self.sort_reversed = key, reverse
         self._show_selected()
-        self.refresh()
+        self._draw()
 
     def reverse_sort(self) -> None:
         self.sort_by(self.sort_key, reverse=not self.sort_reversed)
@@ -118,7 +121,7 @@ class MethodTable(ScrollView, can_focus=True):
     def watch_selected(self, label: str | None) -> None:
         if label is not None:
             self._show_selected()
-            self.refresh()
+            self._draw()
             self.post_message(self.Selected(label))
 
     def _show_selected(self) -> None:
@@ -165,19 +168,28 @@ class MethodTable(ScrollView, can_focus=True):
         at, body = y - self._fixed + self.scroll_offset.y, self.body
         return body[at] if 0 <= at < len(body) else None
 
-    def render_line(self, y: int) -> Strip:
-        width = self.size.width
-        if self._palette is None or width < 1:
-            return Strip.blank(width, self.rich_style)
-        row = self._row_at(y)
-        segments = self._heading(self._palette) if y == 0 else [] if row is None else self._line(row, self._palette)
-        ground = self._ground(row, y, self._palette)
-        return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style + ground)
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        self._draw()
 
-    def _ground(self, row: Row | None, y: int, palette: Palette) -> Style:
-        if row is not None and row.label == self.selected:
+    def render_line(self, y: int) -> Strip:
+        return self._lines.at(y)
+
+    def _draw(self) -> None:
+        palette, width = self._palette, self.size.width
+        if palette is None or width < 1:
+            return
+        pinned, body = self.pinned, self.body
+        top = self.scroll_offset.y
+        shown = ([pinned] if pinned else []) + body[top : top + max(0, self.size.height - self._fixed)]
+        lines = [Strip(self._line(row, palette)).adjust_cell_length(width).apply_style(self._ground(row, palette)) for row in shown]
+        blank = [Strip([])] * (self.size.height - 1 - len(lines))
+        self._lines.put([Strip(self._heading(palette)), *lines, *blank], palette.ground)
+
+    def _ground(self, row: Row, palette: Palette) -> Style:
+        if row.label == self.selected:
             return Style(bgcolor=palette.cursor)
-        return Style(bgcolor=palette.pinned) if row is not None and row is self.pinned else Style.null()
+        return Style(bgcolor=palette.pinned) if row is self.pinned else Style.null()
 
     def _heading(self, palette: Palette) -> list[Segment]:
         found = [Segment("   "), Segment("method".ljust(self._plan.method), palette.dim)]
@@ -207,7 +219,7 @@ class MethodTable(ScrollView, can_focus=True):
     def _label_of(self, row: Row, palette: Palette) -> list[Segment]:
         flag = f" {WARN} {row.audit}" if is_unmasked(row) else ""
         name = shorten(row.label, self._plan.method - len(flag) if flag and self._plan.method > 18 else self._plan.method)
-        style = Style(color=self._colours.get(row.label, palette.foreground), bold=row.label == self.selected or row is self.pinned)
+        style = palette.ink(self._colours.get(row.label, "foreground"), bold=row.label == self.selected or row is self.pinned)
         room = self._plan.method - len(name)
         return [Segment(name, style), Segment(flag[:room].ljust(room), palette.ink("warning", bold=True))]
 
@@ -230,5 +242,5 @@ class MethodTable(ScrollView, can_focus=True):
         failed = row.status == "failed"
         filled, empty = bar(0.0 if failed else row.progress, width)
         ink = palette.ink({"running": "accent", "done": "settled"}.get(row.status, "primary"))
-        figure = ("    –" if failed else f"{row.progress:>5.0%}") if self._plan.progress >= 12 else ""
+        figure = (f"    {NONE}" if failed else f"{row.progress:>5.0%}") if self._plan.progress >= 12 else ""
         return [Segment(" " * GAP), Segment(filled, ink), Segment(empty, palette.line), Segment(figure, palette.dim)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from rich.style import Style
 from textual.color import Color
@@ -93,6 +93,10 @@ class Palette:
         )  # fmt: skip
 
     @cached_property
+    def ground(self) -> Style:
+        return Style(color=self.foreground, bgcolor=self.background)
+
+    @cached_property
     def text(self) -> Style:
         return Style(color=self.foreground)
 
@@ -110,4 +114,9 @@ class Palette:
 
     def ink(self, color: str, *, bold: bool = False) -> Style:
         """A style in one of the palette's colours, by field name or as ``#rrggbb``."""
-        return Style(color=color if color.startswith("#") else getattr(self, color), bold=bold)
+        return _style(color if color.startswith("#") else getattr(self, color), bold)
+
+
+@lru_cache(maxsize=256)
+def _style(colour: str, bold: bool) -> Style:
+    return Style(color=colour, bold=bold)

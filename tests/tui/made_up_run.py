@@ -13,7 +13,7 @@ from kvbench.engine.journal import EVENTS, SCHEMA
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 
 START = 1_767_225_600.0
-SAMPLES, CONTEXT, CONTINUATION = 8, 512, 256
+SAMPLES, CONTEXT, CONTINUATION, ROUNDS = 8, 512, 256, 4
 LAYERS, KV_HEADS, HEAD_DIM, ITEMSIZE = 30, 3, 64, 4
 PER_TOKEN = 2 * LAYERS * KV_HEADS * HEAD_DIM * ITEMSIZE
 BASELINE_BYTES = PER_TOKEN * CONTEXT
@@ -39,6 +39,7 @@ FIGURES: dict[str, tuple[float, float, float, float, float, float, dict[str, flo
     "v_lowrank": (0.033, 0.0448, 0.902, 1.6, 20.2, 905.0, {"keys": 0.8, "value coefficients": 0.2}),
 }  # fmt: skip
 FAILING = "v_lowrank"
+OUT_OF_MEMORY = "out of memory: 3.1 GiB more were asked for, 1.2 GiB are free (cpu)"
 
 
 def spec() -> RunSpec:
@@ -51,47 +52,59 @@ def spec() -> RunSpec:
 
 def units() -> list[dict[str, Any]]:
     labels = list(FIGURES)
-    plan = [("audit", 1), ("perplexity", SAMPLES), ("speed", 1), ("memory", 1)]
+    plan = [("audit", 1), ("perplexity", SAMPLES), ("speed", ROUNDS), ("memory", 1)]
     return [{"id": f"{e}/{i}", "evaluator": e, "index": i, "methods": labels, "steps": len(labels)} for e, n in plan for i in range(n)]
 
 
 def quality(label: str, sample: int, dice: random.Random) -> dict[str, Any]:
-    rise, kl, top1, *_ = FIGURES[label]
+    rise, kl, top1, factor, *_ = FIGURES[label]
     text = 2.85 + 0.16 * random.Random(sample).uniform(-1, 1)
-    stored = BASELINE_BYTES / FIGURES[label][3]
+    nll = text + rise * dice.uniform(0.75, 1.25)
+    agree = round(CONTINUATION * min(1.0, top1 * (dice.uniform(0.99, 1.01) if rise else 1.0)))
+    bytes_of = {"stored_bytes": BASELINE_BYTES / factor, "allocated_bytes": BASELINE_BYTES / factor, "baseline_bytes": BASELINE_BYTES}
+    ends = {"stored_bytes_end": BASELINE_BYTES * 1.5 / factor, "baseline_bytes_end": BASELINE_BYTES * 1.5}
+    bins = {"ece_count": [0] * 14 + [CONTINUATION], "ece_confidence": [0.0] * 14 + [CONTINUATION * 0.95], "ece_correct": [0] * 14 + [agree]}
     return {
-        "tokens": CONTINUATION, "nll": CONTINUATION * (text + rise * dice.uniform(0.75, 1.25)), "kl": CONTINUATION * kl * dice.uniform(0.8, 1.2),
-        "kl_hist": {}, "agree": round(CONTINUATION * min(1.0, top1 * (dice.uniform(0.99, 1.01) if rise else 1.0))),
-        "stored_bytes": round(stored), "baseline_bytes": BASELINE_BYTES,
+        "tokens": CONTINUATION, "nll": CONTINUATION * nll, "kl": CONTINUATION * kl * dice.uniform(0.8, 1.2), "kl_max": kl * 9,
+        "kl_hist": {"800": CONTINUATION}, "agree": agree, **bins, "tokens_read_compressed": CONTINUATION - 1, **bytes_of, **ends,
+        "artefact_bytes": 0, "keys_held": CONTEXT * LAYERS * KV_HEADS / 2, "keys_total": CONTEXT * LAYERS * KV_HEADS, "seconds": 0.8,
     }  # fmt: skip
 
 
-def speed(label: str, dice: random.Random) -> dict[str, Any]:
-    _, _, _, _, rate, ttft, _ = FIGURES[label]
-    return {"tokens_per_s": rate * dice.uniform(0.99, 1.01), "ttft_s": ttft / 1000}
+def speed(label: str, repeat: int, dice: random.Random) -> dict[str, Any]:
+    rate, ttft = FIGURES[label][4:6]
+    compress = max(0.0, (ttft - 812.0) / 1000)
+    return {
+        "batch": 1, "context": CONTEXT, "warmup": repeat < 0, "read_path": "reference", "prefill_s": 0.812, "compress_s": compress,
+        "decode_s": 16 / (rate * dice.uniform(0.99, 1.01)), "steps": 16,
+    }  # fmt: skip
 
 
-def memory(label: str) -> dict[str, Any]:
+def memory(label: str, gpu: bool) -> dict[str, Any]:
     factor, items = FIGURES[label][3], FIGURES[label][6]
     stored = BASELINE_BYTES / factor
-    tilt = 0.0 if factor in (1.0, 2.0) or "int" in label else 0.5
+    tilt = 0.5 if factor > 4 else 0.0
     shape = [1 + tilt * (0.5 - layer / (LAYERS - 1)) for layer in range(LAYERS)]
+    seen = {"gpu_used_bytes": round(9400 * MIB + stored)} if gpu else {"resident_bytes": round(1180 * MIB + stored * 2)}
     return {
-        "ledger": {name: round(stored * share) for name, share in items.items()},
-        "per_layer": [round(stored / LAYERS * s) for s in shape],
-        "memory_bytes": round(1180 * MIB + stored * 2), "memory_name": "resident",
+        "batch": 1, "context": CONTEXT, "ledger": {name: round(stored * share) for name, share in items.items()}, "slack_bytes": 0,
+        "artefacts": {}, "stored_bytes": stored, "allocated_bytes": stored, "baseline_bytes": BASELINE_BYTES,
+        "bytes_per_token": stored / CONTEXT, "per_layer": [round(stored / LAYERS * s) for s in shape], **seen,
     }  # fmt: skip
 
 
-def audit(label: str) -> tuple[str, dict[str, Any]]:
-    kind = {"baseline": "no-op", "knorm": "real"}.get(label, "real")
+def audit(label: str, masked: str | None) -> tuple[str, dict[str, Any]]:
+    share = 1 / FIGURES[label][3] if label != masked else 1.0
     checks = {
-        "ledger": {"passed": True, "figure": 0, "detail": "bytes beyond the storages held"},
-        "leftovers": {"passed": True, "figure": 0, "detail": "other K/V-sized tensors"},
-        "canary": {"passed": label != "baseline", "figure": 3.482, "detail": "largest logit change, corrupted"},
-        "identity": {"passed": True, "figure": 2.1e-06, "detail": "largest logit gap to DynamicCache"},
+        "ledger equals storages": {"passed": True, "figure": 0.0, "detail": "bytes held and not counted"},
+        "no copy survives": {"passed": True, "figure": 0.0, "detail": "bytes of other K/V-sized tensors"},
+        "canary": {"passed": True, "figure": 3.4821, "detail": "largest change of the hidden states, storage corrupted"},
+        "fewer bytes": {"passed": share < 1, "figure": share, "detail": f"stores {share:.1%} of the baseline's bytes at 512 tokens"},
     }
-    return kind, {"checks": checks}
+    if label == "baseline":
+        checks["identity"] = {"passed": True, "figure": 2.1e-06, "detail": "largest logit gap to the model's own DynamicCache"}
+        return "reference", checks
+    return ("masked" if label == masked else "real"), checks
 
 
 def events(*, masked: str | None = None, failing: str | None = FAILING, gpu: bool = False) -> Iterator[ev.Event]:
@@ -104,8 +117,8 @@ def events(*, masked: str | None = None, failing: str | None = FAILING, gpu: boo
     yield ev.StageEntered(at + 5, "loading model")
     yield ev.EnvironmentRecorded(at + 5.1, {"torch": "2.13.0", "transformers": "5.23.0", "python": "3.11"})
     model = {
-        "id": "embedded:smollm2", "name": "SmolLM2-135M-Instruct", "dtype": "float32", "cache_dtype": "float32", "device": "cpu",
-        "shape": {"layers": LAYERS, "heads": 9, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM}, "parameters": 134_515_008,
+        "id": "embedded:smollm2", "dtype": "float32", "cache_dtype": "float32", "device": "cpu", "device_name": "cpu",
+        "layers": LAYERS, "heads": 9, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "parameters": 134_515_008,
     }  # fmt: skip
     yield ev.ModelLoaded(at + 8.2, model, 3.1)
     yield ev.CorpusLoaded(at + 8.9, {"name": "wikitext2", "hash": "5f1b", "tokens": 287_645})
@@ -121,12 +134,14 @@ def events(*, masked: str | None = None, failing: str | None = FAILING, gpu: boo
             if failed and label == failing:
                 continue
             yield ev.MethodStarted(at, unit["id"], label)
-            at += {"audit": 0.35, "perplexity": 0.8, "speed": 1.9, "memory": 0.3}[unit["evaluator"]]
+            at += {"audit": 0.35, "perplexity": 0.8, "speed": 0.6, "memory": 0.3}[unit["evaluator"]]
             if label == failing and unit["id"] == "perplexity/1":
                 failed = True
-                yield ev.MethodFailed(at, unit["id"], label, "out of memory: 3.1 GiB more were asked for, 1.2 GiB are free (cpu)", "OutOfMemory")
+                yield ev.MethodFailed(
+                    at, unit["id"], label, "out of memory: 3.1 GiB more were asked for, 1.2 GiB are free (cpu)", "OutOfMemory"
+                )
                 continue
-            yield _measured(at, unit, label, masked, dice)
+            yield _measured(at, unit, label, masked, gpu, dice)
             yield _telemetry(at, unit, dice, gpu)
         yield ev.UnitFinished(at, unit["id"], at - begun)
     yield ev.RunFinished(at + 0.2, "result.json", at - START)
@@ -137,19 +152,25 @@ def _calibration(at: float) -> Iterator[ev.Event]:
         yield ev.StageEntered(at + layer / 6, "calibrating v_lowrank", layer, 30)
 
 
-def _measured(at: float, unit: dict[str, Any], label: str, masked: str | None, dice: random.Random) -> ev.Event:
-    evaluator, key = unit["evaluator"], str(unit["index"])
+def _measured(at: float, unit: dict[str, Any], label: str, masked: str | None, gpu: bool, dice: random.Random) -> ev.Event:
+    evaluator, index = unit["evaluator"], unit["index"]
+    point = f"batch=1,context={CONTEXT}"
     if evaluator == "audit":
-        kind, checks = audit(label)
-        return ev.AuditRecorded(at, label, "masked" if label == masked else kind, checks)
-    data = quality(label, unit["index"], dice) if evaluator == "perplexity" else speed(label, dice) if evaluator == "speed" else memory(label)
-    return ev.RecordMade(at, unit["id"], evaluator, label, key, data)
+        return ev.AuditRecorded(at, label, *audit(label, masked))
+    if evaluator == "perplexity":
+        return ev.RecordMade(at, unit["id"], evaluator, label, str(index), quality(label, index, dice))
+    if evaluator == "speed":
+        key = f"{point}/repeat={index - 1}" if index else f"{point}/warmup=0"
+        return ev.RecordMade(at, unit["id"], evaluator, label, key, speed(label, index - 1, dice))
+    return ev.RecordMade(at, unit["id"], evaluator, label, point, memory(label, gpu))
 
 
 def _telemetry(at: float, unit: dict[str, Any], dice: random.Random, gpu: bool) -> ev.Event:
     base = {"audit": 900, "perplexity": 1180, "speed": 1090, "memory": 1240}[unit["evaluator"]]
     resident = round((base + dice.uniform(-18, 60)) * MIB)
-    return ev.TelemetrySampled(at, resident, round((base * 9 + dice.uniform(0, 900)) * MIB) if gpu else None, 80 * 1024 * MIB if gpu else None)
+    return ev.TelemetrySampled(
+        at, resident, round((base * 9 + dice.uniform(0, 900)) * MIB) if gpu else None, 80 * 1024 * MIB if gpu else None
+    )
 
 
 def write(folder: Path, *, share: float = 1.0, masked: str | None = None, failing: str | None = FAILING, gpu: bool = False) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvbench.tui.canvas import Canvas
+from kvbench.tui.format import TIMES
 from kvbench.tui.plots.memory import draw_memory
 from kvbench.tui.plots.pareto import draw_pareto
 from kvbench.tui.plots.perplexity import draw_perplexity
@@ -12,7 +13,7 @@ from kvbench.tui.plots.scene import Scene
 from kvbench.tui.plots.speed import draw_speed
 
 PLOTS: dict[str, tuple[str, Callable[[Canvas, Scene], None]]] = {
-    "pareto": ("size × quality", draw_pareto),
+    "pareto": (f"size {TIMES} quality", draw_pareto),
     "perplexity": ("perplexity", draw_perplexity),
     "memory": ("memory", draw_memory),
     "speed": ("tokens/s", draw_speed),

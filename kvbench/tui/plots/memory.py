@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from rich.style import Style
 
 from kvbench.tui.axes import Frame, Scale, framed
@@ -28,25 +30,34 @@ def draw_memory(canvas: Canvas, scene: Scene) -> None:
         canvas, Scale(main[0][0], max(end, main[0][0] + 1.0)), Scale(0.0, top / unit * 1.12), scene.palette,
         x_title="elapsed", y_title=unit_name, x_label=duration, y_label=plain_number,
     )  # fmt: skip
-    _fill(frame, [(t, v / unit) for t, v in main], scene.palette.ink("primary"), scene.palette.line)
+    _fill(frame, [(t, v / unit) for t, v in _peaks(main, frame.width * 2)], scene.palette.ink("primary"), scene.palette.line)
     legend = [("━ " + name, scene.palette.ink("primary"), main)]
     if series.gpu and series.resident:
-        frame.path([(t, v / unit) for t, v in series.resident], scene.palette.ink("accent"))
+        frame.path([(t, v / unit) for t, v in _peaks(series.resident, frame.width * 2)], scene.palette.ink("accent"))
         legend.append(("━ worker, resident", scene.palette.ink("accent"), series.resident))
     _legend(canvas, legend, series.gpu_total, scene)
 
 
 def _fill(frame: Frame, points: Series, line: Style, ground: Style) -> None:
-    """A line over a field of sparse dots."""
-    floor = (frame.top + frame.height) * 4 - 1
+    """A line over a field of sparse dots, one a cell."""
     dots = [frame.dot(t, v) for t, v in points]
-    for (x0, y0), (x1, y1) in zip(dots, dots[1:], strict=False):
-        for x in range(x0, x1):
-            y = round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
-            for row in range(y + (x + y) % 2, floor + 1):
-                if (x + row) % 2 == 0 and row % 2 == 0:
-                    frame.canvas.dot(x, row, ground)
+    for (x0, y0), (x1, y1) in pairwise(dots):
+        for x in range(x0 + x0 % 2, x1, 2):
+            top = round(y0 + (y1 - y0) * (x - x0) / (x1 - x0)) // 4 + 1
+            for row in range(top, frame.top + frame.height):
+                frame.canvas.dot(x, row * 4 + 2, ground)
     frame.path(points, line)
+
+
+def _peaks(series: Series, columns: int) -> Series:
+    """At most one reading a column of dots: its highest, so that no peak is lost."""
+    first, span = series[0][0], max(series[-1][0] - series[0][0], 1e-9)
+    highest: dict[int, tuple[float, float]] = {}
+    for at, value in series:
+        column = int((at - first) / span * columns)
+        if column not in highest or value > highest[column][1]:
+            highest[column] = (at, value)
+    return list(highest.values())
 
 
 def _legend(canvas: Canvas, entries: list[tuple[str, Style, Series]], total: int | None, scene: Scene) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvbench.summary import BASELINE
+from kvbench.evaluators.base import BASELINE
 from kvbench.tui.axes import Frame, Scale, framed
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.facts import Point, frontier, points
 from kvbench.tui.format import MIB
-from kvbench.tui.plots.scene import Scene, say, too_small
+from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
 
 _FLOOR = 1e-6
 _SEPARATOR = " · "
@@ -22,10 +22,9 @@ def draw_pareto(canvas: Canvas, scene: Scene) -> None:
     found = points(scene.rows)
     compressed = [p for p in found if p.label != BASELINE and p.kl > 0]
     if too_small(canvas) or not compressed:
-        asked = scene.measures("perplexity")
-        say(canvas, scene, "waiting for the first scored sample" if asked else "this run scores no text", "" if asked else "--evals perplexity")
+        nothing_yet(canvas, scene, "perplexity")
         return
-    title = "compression factor ×" if scene.by_factor else "stored MiB"
+    title = "compression factor" if scene.by_factor else "stored MiB"
     frame = framed(
         canvas, _x_scale(found, scene), _y_scale(compressed), scene.palette,
         x_title=title, y_title="KL to baseline, nats/token  (lower is better)",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from kvbench.evaluators.base import BASELINE
 from kvbench.tui.axes import Frame, Scale, framed, padded
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.facts import running_perplexity
 from kvbench.tui.format import fixed
-from kvbench.tui.plots.scene import Scene, say, spread, too_small
+from kvbench.tui.plots.scene import Scene, nothing_yet, spread, too_small
 
 _SPREAD = 3.0
 """Lines that end this many times above the median are drawn on the upper edge, so that they do not flatten the rest."""
@@ -17,8 +18,7 @@ def draw_perplexity(canvas: Canvas, scene: Scene) -> None:
     failed = {r.label for r in scene.rows if r.status == "failed"}
     lines = {label: line for label, line in running_perplexity(scene.state).items() if label not in failed}
     if too_small(canvas) or not lines:
-        asked = scene.measures("perplexity")
-        say(canvas, scene, "waiting for the first scored sample" if asked else "this run scores no text", "" if asked else "--evals perplexity")
+        nothing_yet(canvas, scene, "perplexity")
         return
     planned = scene.state.spec.samples if scene.state.spec else 1
     longest = max(line[-1][0] for line in lines.values())
@@ -26,7 +26,7 @@ def draw_perplexity(canvas: Canvas, scene: Scene) -> None:
     right = labels_width if canvas.width - labels_width >= 30 else 0
     frame = framed(
         canvas, Scale(1.0, float(max(planned, longest, 2))), _y_scale(lines), scene.palette, right=right,
-        x_title="samples", y_title="perplexity over the samples so far", x_label=lambda v: f"{v:.0f}" if v == int(v) else "",
+        x_title="", y_title="perplexity over the samples so far", x_label=lambda v: f"{v:.0f}" if v == int(v) else "",
     )  # fmt: skip
     for label in sorted(lines, key=lambda name: name == scene.selected):
         _draw_line(frame, lines[label], label, scene)
@@ -48,11 +48,11 @@ def _draw_line(frame: Frame, line: list[tuple[int, float]], label: str, scene: S
 
 
 def _draw_names(frame: Frame, lines: dict[str, list[tuple[int, float]]], scene: Scene) -> None:
-    """Names beside the ends, spread over the rows there are; the selected one is always among them."""
+    """Names beside the ends, spread over the rows there are; the selected one and the baseline are always among them."""
     height = frame.canvas.height - 1
     order = sorted(lines, key=lambda label: -lines[label][-1][1])
     if len(order) > height:
-        order = _thinned(order, height, scene.selected)
+        order = _thinned(order, height, [scene.selected or "", BASELINE])
     rows = spread([frame.cell(1.0, lines[label][-1][1])[1] for label in order], 0, height - 1)
     for label, row in zip(order, rows, strict=True):
         value = lines[label][-1][1]
@@ -61,11 +61,10 @@ def _draw_names(frame: Frame, lines: dict[str, list[tuple[int, float]]], scene: 
         frame.canvas.right(frame.canvas.width, row, fixed(value, 2, 6), ink)
 
 
-def _thinned(order: list[str], count: int, keep: str | None) -> list[str]:
-    """``count`` of the labels, evenly, with ``keep`` among them."""
-    step = len(order) / count
-    chosen = {order[int(i * step)] for i in range(count)}
-    if keep in order and keep not in chosen:
-        chosen.discard(min(chosen, key=lambda label: abs(order.index(label) - order.index(keep))))
-        chosen.add(keep)
+def _thinned(order: list[str], count: int, keep: list[str]) -> list[str]:
+    """``count`` of the labels, evenly, with those of ``keep`` among them."""
+    kept = [label for label in keep if label in order][:count]
+    rest = [label for label in order if label not in kept]
+    step = len(rest) / max(1, count - len(kept))
+    chosen = {*kept, *(rest[int(i * step)] for i in range(count - len(kept)))}
     return [label for label in order if label in chosen]

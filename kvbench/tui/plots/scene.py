@@ -28,14 +28,22 @@ class Scene:
     """Size as compression factor instead of stored bytes."""
 
     def ink(self, label: str) -> Style:
-        return Style(color=self.colours.get(label, self.palette.foreground), bold=label == self.selected)
+        return self.palette.ink(self.colours.get(label, "foreground"), bold=label == self.selected)
 
     def measures(self, evaluator: str) -> bool:
         return self.state.spec is None or any(e.name == evaluator for e in self.state.spec.evaluators)
 
 
+def nothing_yet(canvas: Canvas, scene: Scene, evaluator: str) -> None:
+    """Say why there is nothing to draw: the evaluator has not measured yet, or was not asked for."""
+    if scene.measures(evaluator):
+        say(canvas, scene, f"no figures of {evaluator} yet")
+    else:
+        say(canvas, scene, f"this run does not measure {evaluator}", f"kvbench run --evals {evaluator}")
+
+
 def say(canvas: Canvas, scene: Scene, text: str, hint: str = "") -> None:
-    """A sentence in the middle, where there is nothing to draw."""
+    """A sentence in the middle, and a command under it."""
     middle = canvas.height // 2
     canvas.centre(middle - (1 if hint else 0), text, scene.palette.dim)
     canvas.centre(middle + 1, hint, scene.palette.ink("primary"))

@@ -69,7 +69,7 @@ def _presets() -> list[dict[str, Any]]:
 def _corpora() -> list[dict[str, Any]]:
     from kvbench.corpora import CORPORA
 
-    return [{"name": name, "title": title} for name, title in CORPORA.items()]
+    return [{"name": name, "title": corpus.title} for name, corpus in CORPORA.items()]
 
 
 def _parameters(found: Sequence[tuple[str, Any, str]]) -> list[dict[str, Any]]:
@@ -79,7 +79,8 @@ def _parameters(found: Sequence[tuple[str, Any, str]]) -> list[dict[str, Any]]:
 def _text(entries: Sequence[dict[str, Any]]) -> str:
     """A heading for each family, a line for each name, and its parameters under it."""
     width = max((len(e["name"]) for e in entries), default=0)
-    lines, family = [], None
+    lines: list[str] = []
+    family = None
     for entry in entries:
         if entry.get("family") != family:
             family = entry.get("family")

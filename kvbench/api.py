@@ -1,0 +1,93 @@
+"""A compressed cache for any supported model.
+
+>>> cache = kvbench.make_cache(model, "kivi:bits=2")
+>>> out = model.generate(**inputs, past_key_values=cache)
+>>> cache.ledger().stored
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kvbench.spec import MethodSpec, RunSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from kvbench.caches.cache import KVCache
+    from kvbench.methods.base import Method
+
+
+def make_cache(
+    model: Any,
+    method: str | Method,
+    *,
+    compression_ratio: float = 0.5,
+    cache_dtype: torch.dtype | None = None,
+    calibration_tokens: torch.Tensor | None = None,
+    seed: int = 0,
+) -> KVCache:
+    """An empty cache for ``model.generate(..., past_key_values=cache)`` or for ``model(...)``.
+
+    The model's attention function is set to kvbench's, which serves other caches as before.
+    A cache serves one batch of sequences once; left-padded batches need their ``attention_mask``.
+
+    Args:
+        model: A decoder-only ``transformers`` model with standard grouped-query attention.
+        method: ``name`` or ``name:param=value,...`` as on the command line, or a method object.
+        compression_ratio: Fraction removed, for methods that have one and are not told.
+        cache_dtype: Format in which keys and values are stored; ``None`` is the model's.
+        calibration_tokens: Text ``[n]`` for methods that need a basis; ``None`` takes the embedded
+            language reference through the model's own tokenizer.
+        seed: Seed of methods that draw.
+
+    Raises:
+        UnknownName, UsageError: the method or a parameter does not exist or does not fit the model.
+        UnsupportedModel: attention that kvbench does not understand.
+    """
+    from kvbench.caches.cache import CacheOptions, Geometry, build_cache, use_kvbench_attention
+    from kvbench.methods.base import refuse, resolve
+    from kvbench.models import check_attention
+    from kvbench.shape import check_supported, shape_of
+
+    check_supported(model.config)
+    check_attention(model)
+    if isinstance(method, str):
+        method = resolve(MethodSpec.parse(method), RunSpec(compression_ratio=compression_ratio))
+    try:
+        method.check(shape_of(model.config.to_dict()))
+    except ValueError as error:
+        raise refuse(method.label, error) from error
+    use_kvbench_attention(model)
+    geometry = Geometry.of(model)
+    artefacts = _artefacts(model, geometry, method, calibration_tokens)
+    return build_cache(method, geometry, CacheOptions(cache_dtype, seed=seed), artefacts)
+
+
+def _artefacts(model: Any, geometry: Any, method: Method, tokens: torch.Tensor | None) -> Any:
+    if method.calibration != "pca":
+        return {}
+    from kvbench.calibration.pca import value_bases
+    from kvbench.calibration.text import calibration_tokens
+    from kvbench.weights import silent
+
+    kept = getattr(model, "_kvbench_value_bases", None)
+    if kept is not None and tokens is None:
+        return kept
+    if tokens is None:
+        tokens = calibration_tokens(_tokenizer_of(model), model.config.get_text_config().vocab_size)
+    found = value_bases(model, geometry, tokens.to(model.device), weights_hash=None, folder=None, stage=silent)
+    model._kvbench_value_bases = found
+    return found
+
+
+def _tokenizer_of(model: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    from kvbench.errors import UsageError
+
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path)
+    except Exception as error:
+        hint = "pass calibration_tokens=, a tensor of token ids of ordinary text"
+        raise UsageError(f"this method is calibrated on text, and no tokenizer is found at '{model.name_or_path}'", hint=hint) from error

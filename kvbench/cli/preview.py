@@ -1,0 +1,75 @@
+"""``kvbench run --dry-run``: the plan as text, without a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from kvbench.engine.expected import expected_bytes
+from kvbench.engine.plan import Plan, complete, plan
+from kvbench.shape import Shape, shape_of
+from kvbench.spec import RunSpec
+from kvbench.tui.format import NONE, TIMES, fixed, size
+
+if TYPE_CHECKING:
+    from kvbench.methods.base import Method
+
+
+def preview(spec: RunSpec) -> str:
+    """Methods with the bytes they are expected to store, units, and tokens to read.
+
+    Raises:
+        UsageError: the plan cannot be made.
+    """
+    made = plan(complete(spec))
+    return "\n\n".join(("\n".join(_question(made.spec)), _methods(made), "\n".join(_units(made)))) + "\n"
+
+
+def _question(spec: RunSpec) -> list[str]:
+    model = spec.model
+    weights = " (random weights)" if model.random_weights else ""
+    return [
+        f"model       {model.id}{weights} · {model.dtype}, cache {model.cache_dtype} · {model.device}",
+        f"text        {spec.corpus.name} · {spec.samples} samples of {spec.context} + {spec.continuation} tokens",
+        f"protocol    {spec.protocol} · batches of {spec.batch_size} · seed {spec.seed}",
+    ]
+
+
+def _methods(made: Plan) -> str:
+    from tabulate import tabulate
+
+    shape = shape_of(made.spec.model.config) if made.spec.model.config else None
+    sizes = {label: _bytes(method, made.spec, shape) for label, method in made.methods.items()}
+    base = sizes.get("baseline")
+    rows = [[label, method.title, size(sizes[label]), _factor(base, sizes[label])] for label, method in made.methods.items()]
+    heads = ["method", "", "stored, expected", "factor"]
+    return tabulate(rows, headers=heads, tablefmt="simple", colalign=("left", "left", "right", "right"), disable_numparse=True)
+
+
+def _factor(base: int | None, stored: int | None) -> str:
+    return f"{fixed(base / stored, 2)}{TIMES}" if base and stored else NONE
+
+
+def _bytes(method: Method, spec: RunSpec, shape: Shape | None) -> int | None:
+    """Stored bytes of one sequence after its context; unknown without a config."""
+    if shape is None:
+        return None
+    return int(expected_bytes(method, shape, spec.context, cache_dtype_of(spec)))
+
+
+def cache_dtype_of(spec: RunSpec) -> str:
+    """The cache's number format as far as it is known before the model is loaded."""
+    if spec.model.cache_dtype != "auto":
+        return spec.model.cache_dtype
+    if spec.model.dtype != "auto":
+        return spec.model.dtype
+    config = spec.model.config or {}
+    return "float32" if spec.model.device == "cpu" else str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+
+
+def _units(made: Plan) -> list[str]:
+    counts = Counter(unit.evaluator for unit in made.units)
+    steps = {name: sum(u.steps for u in made.units if u.evaluator == name) for name in counts}
+    tokens = made.spec.samples * (made.spec.context + made.spec.continuation)
+    lines = [f"{name:<12}{count} units, {steps[name]} steps" for name, count in counts.items()]
+    return [*lines, f"{'tokens':<12}{tokens:,} of text; {tokens * len(made.methods):,} over {len(made.methods)} methods"]

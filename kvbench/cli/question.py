@@ -1,0 +1,52 @@
+"""From preset and flags to the question of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvbench import presets
+from kvbench.engine.plan import complete
+from kvbench.methods.base import expand
+from kvbench.spec import EvaluatorSpec, RunSpec
+
+IN_MODEL = ("dtype", "cache_dtype", "device", "random_weights", "revision")
+IN_CORPUS = ("data_dir", "stride")
+
+
+def spec_of(flags: Mapping[str, Any]) -> RunSpec:
+    """The preset with the flags over it, completed and checked; a flag that is ``None`` was not given.
+
+    ``--model`` without ``--preset`` takes no preset: sizes are ``RunSpec``'s defaults.
+
+    Raises:
+        UsageError: a name, value or combination that no run can have.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    chosen = given.pop("preset", None) or (None if "model" in given else presets.DEFAULT)
+    preset = presets.read_preset(chosen) if chosen else {}
+    kwargs = presets.to_spec(preset, _nested(given))
+    methods = expand(kwargs.pop("methods", ["all"]))
+    evaluators = tuple(EvaluatorSpec(e.name, e.params) for e in map(EvaluatorSpec.parse, kwargs.pop("evaluators", [])))
+    return complete(RunSpec(**kwargs, methods=methods, evaluators=evaluators))
+
+
+def _nested(given: dict[str, Any]) -> dict[str, Any]:
+    """Flags in a preset's nesting. Local paths become whole, so that a run can be resumed from any folder."""
+    model = {key: given.pop(key) for key in IN_MODEL if key in given}
+    if "model" in given:
+        model["id"] = _whole_path(given.pop("model"))
+    corpus = {key: given.pop(key) for key in IN_CORPUS if key in given}
+    if "corpus" in given:
+        corpus["name"] = _whole_path(given.pop("corpus"))
+    if "data_dir" in corpus:
+        corpus["data_dir"] = str(Path(corpus["data_dir"]).expanduser().resolve())
+    return {**given, "model": model, "corpus": corpus}
+
+
+def _whole_path(text: str) -> str:
+    """The absolute path of what exists here under a path-like name; any other name as it is."""
+    path = Path(text).expanduser()
+    looks_local = path.is_absolute() or text.startswith((".", "~")) or path.suffix in (".gguf", ".txt", ".jsonl")
+    return str(path.resolve()) if looks_local and path.exists() else text

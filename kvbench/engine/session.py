@@ -1,0 +1,145 @@
+"""A model, its text and its calibrations, opened once for all units of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, use_kvbench_attention
+from kvbench.caches.needs import Needs
+from kvbench.calibration.pca import value_bases
+from kvbench.calibration.text import calibration_tokens
+from kvbench.corpora import Windows, load_windows
+from kvbench.engine.environment import describe
+from kvbench.engine.protocol import Runner
+from kvbench.errors import CorpusError, UsageError
+from kvbench.methods.base import Method, refuse
+from kvbench.models import LoadedModel, check_supported, load_model
+from kvbench.spec import RunSpec
+from kvbench.summary import evaluators_of
+from kvbench.weights import cache_folder
+
+Stage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What units run on.
+
+    Attributes:
+        spec: The run. methods: Row label → method. loaded: The model. runner: It with its caches' needs.
+        windows: Scored text, or ``None`` where no evaluator reads any.
+    """
+
+    spec: RunSpec
+    methods: Mapping[str, Method]
+    loaded: LoadedModel
+    runner: Runner
+    windows: Windows | None
+
+    @classmethod
+    def open(cls, spec: RunSpec, methods: Mapping[str, Method], stage: Stage) -> Session:
+        """Load the model, cut the text, calibrate what methods need.
+
+        Raises:
+            KvbenchError: any of that cannot be had, or a method does not fit the model.
+        """
+        loaded = load_model(spec.model, seed=spec.seed, progress=stage)
+        _check_fit(spec, methods, loaded)
+        windows = load_windows(spec, loaded.tokenizer, stage) if _reads_text(spec) else None
+        use_kvbench_attention(loaded.model)
+        geometry = Geometry.of(loaded.model)
+        artefacts = _artefacts(methods, loaded, geometry, stage)
+        options = CacheOptions(loaded.cache_dtype, spec.protocol, spec.context, spec.chunk_size, spec.seed)
+        return cls(spec, methods, loaded, Runner(loaded.model, geometry, artefacts, options), windows)
+
+    @property
+    def info_model(self) -> dict[str, Any]:
+        return self.loaded.info
+
+    @property
+    def info_corpus(self) -> dict[str, Any] | None:
+        return None if self.windows is None else self.windows.info
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return describe(self.loaded.device)
+
+    def close(self) -> None:
+        """Nothing is held beyond the process."""
+
+    def batch(self, index: int) -> Tensor:
+        """Scored windows ``[B, C + S]`` of the ``index``-th batch, on the model's device.
+
+        Raises:
+            CorpusError: the run reads no text.
+        """
+        if self.windows is None:
+            raise CorpusError("this run has no text to score", hint="add --corpus")
+        size = self.spec.batch_size
+        return self.windows.tokens[index * size : (index + 1) * size].to(self.loaded.device)
+
+    def prompt(self, batch: int, length: int) -> Tensor:
+        """Any tokens ``[batch, length]`` for timing and sizes: the corpus's where it is long enough, else seeded random ids."""
+        flat = self.windows.tokens.flatten() if self.windows is not None else torch.empty(0, dtype=torch.long)
+        if len(flat) < batch * length:
+            generator = torch.Generator().manual_seed(self.spec.seed)
+            flat = torch.randint(self.loaded.shape.vocab_size, (batch * length,), generator=generator)
+        return flat[: batch * length].reshape(batch, length).to(self.loaded.device)
+
+    def needs(self, labels: Sequence[str]) -> Needs:
+        """What serves all of these methods."""
+        return reduce(lambda a, b: a | b, (self.methods[label].needs for label in labels), Needs())
+
+    def baseline_bytes(self, tokens: int) -> int:
+        """The model's own cache of ``tokens`` tokens of one sequence, in the cache's dtype."""
+        g = self.runner.geometry
+        return 2 * g.layers * g.kv_heads * g.head_dim * self.loaded.cache_dtype.itemsize * tokens
+
+    def groups(self, labels: Sequence[str], baseline: str, tokens: int) -> Iterator[list[str]]:
+        """Methods whose final hidden states fit a quarter of the free memory together, the baseline in each group first."""
+        each = tokens * self.loaded.shape.hidden_size * self.loaded.dtype.itemsize
+        size = max(1, int(self._free_memory() // 4 // max(1, each)))
+        others = [label for label in labels if label != baseline]
+        for start in range(0, max(1, len(others)), size):
+            yield [baseline, *others[start : start + size]]
+
+    def _free_memory(self) -> int:
+        if self.loaded.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.loaded.device)[0])
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+
+
+def _reads_text(spec: RunSpec) -> bool:
+    return any(e.needs_text for e in evaluators_of(spec))
+
+
+def _check_fit(spec: RunSpec, methods: Mapping[str, Method], loaded: LoadedModel) -> None:
+    length = spec.context + spec.continuation
+    check_supported(loaded.config, length)
+    limit = loaded.shape.max_positions
+    if limit and length > limit:
+        raise UsageError(
+            f"context {spec.context} + continuation {spec.continuation} is beyond this model's {limit} positions",
+            hint=f"use --context {max(1, limit - spec.continuation)}",
+        )
+    for label, method in methods.items():
+        try:
+            method.check(loaded.shape)
+        except ValueError as error:
+            raise refuse(label, error) from error
+
+
+def _artefacts(methods: Mapping[str, Method], loaded: LoadedModel, geometry: Geometry, stage: Stage) -> Artefacts:
+    if not any(m.calibration == "pca" for m in methods.values()):
+        return {}
+    tokens = calibration_tokens(loaded.tokenizer, loaded.shape.vocab_size).to(loaded.device)
+    folder = None if loaded.info["random_weights"] else cache_folder() / "calibration"
+    return value_bases(loaded.model, geometry, tokens, weights_hash=loaded.info["weights_hash"], folder=folder, stage=stage)

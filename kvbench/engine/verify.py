@@ -1,0 +1,191 @@
+"""The conformance suite: on tiny float64 models, every path through a method's cache gives the same numbers.
+
+``kvbench verify METHOD`` runs it on any method, plug-ins too, and so do the tests on all built-in ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, use_kvbench_attention
+from kvbench.caches.ledger import storage_bytes
+from kvbench.calibration.pca import value_bases
+from kvbench.engine.audit import Auditor
+from kvbench.engine.protocol import Runner
+from kvbench.engine.session import Session
+from kvbench.engine.tiny import FAMILIES, make_tiny_model
+from kvbench.evaluators.base import BASELINE
+from kvbench.methods.base import Method, expand, refuse, resolve
+from kvbench.shape import shape_of
+from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
+from kvbench.weights import silent
+
+LIMIT = 1e-10
+"""Largest difference of final hidden states, float64."""
+Stage = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: its figure, the limit it must stay within, and what was compared."""
+
+    name: str
+    passed: bool
+    figure: float | str | None
+    limit: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of prompt and continuation; large enough to fill windows and residuals, uneven on purpose."""
+
+    context: int = 150
+    continuation: int = 141
+
+
+def verify(method_text: str, stage: Stage, *, model: ModelSpec | None = None) -> list[Check]:
+    """Run the suite on tiny models of every family, then the audit (on ``model`` if one is named).
+
+    Raises:
+        KvbenchError: the method or model does not exist or they do not fit.
+    """
+    spec = MethodSpec.parse(method_text)
+    method = resolve(spec, RunSpec())
+    checks: list[Check] = []
+    for family in FAMILIES:
+        stage(f"conformance on a tiny {family} model", 0, 0)
+        checks += conformance(method, family, Sizes())
+    stage("audit", 0, 0)
+    return checks + list(_audit(spec, model, stage))
+
+
+def conformance(method: Method, family: str, sizes: Sizes) -> list[Check]:
+    """All paths of one method on one tiny model.
+
+    Raises:
+        UsageError: the method's parameters do not fit a head of 16.
+    """
+    bench = _Bench(method, family, sizes)
+    found = [bench.blocks("prefill", 1), bench.blocks("streaming", 1), bench.blocks("streaming", 7)]
+    return [*found, bench.batch_row(), bench.padded_row(), bench.generates(), bench.ledger()]
+
+
+class _Bench:
+    def __init__(self, method: Method, family: str, sizes: Sizes) -> None:
+        self.method, self.family, self.sizes = method, family, sizes
+        self.model = make_tiny_model(family)
+        try:
+            method.check(shape_of(self.model.config.to_dict()))
+        except ValueError as error:
+            raise refuse(method.label, error) from error
+        use_kvbench_attention(self.model)
+        self.geometry = Geometry.of(self.model)
+        self.artefacts = _artefacts(method, self.model, self.geometry)
+        draw = torch.Generator().manual_seed(7)
+        self.tokens = torch.randint(3, 128, (2, sizes.context + sizes.continuation), generator=draw)
+
+    def runner(self, **options: Any) -> Runner:
+        return Runner(self.model, self.geometry, self.artefacts, CacheOptions(None, context=self.sizes.context, **options))
+
+    def check(self, name: str, a: Tensor, b: Tensor, detail: str) -> Check:
+        gap = float((a - b).abs().nan_to_num(nan=torch.inf).max())
+        return Check(f"{name} ({self.family})", gap <= LIMIT, gap, LIMIT, detail)
+
+    def scored(self, runner: Runner, tokens: Tensor, *, stepwise: bool = False, ragged: bool = False) -> tuple[Tensor, KVCache]:
+        """Hidden states that predict the continuation, and the cache that gave them."""
+        split, total = self.sizes.context, tokens.shape[1]
+        if runner.options.protocol == "streaming":
+            cache = runner.cache(self.method)
+            return runner.streaming(cache, tokens, total - split, stepwise=stepwise), cache
+        prompt = runner.prefill(tokens[:, :split], self.method.needs)
+        cache = runner.compress(self.method, prompt)
+        if not ragged:
+            return runner.continuation(prompt, cache, tokens[:, split:], stepwise=stepwise), cache
+        cuts = [split, split + 1, split + 6, split + (total - split) // 2, total - 1]
+        parts = [runner.forward(tokens[:, a:b], cache) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return torch.cat((prompt.last_hidden[:, None], *parts), 1), cache
+
+    def blocks(self, protocol: Any, chunk: int) -> Check:
+        runner = self.runner(protocol=protocol, chunk_size=chunk)
+        by_token, _ = self.scored(runner, self.tokens, stepwise=True)
+        by_block, _ = self.scored(runner, self.tokens)
+        name = f"block = token by token, {protocol}" + (f" chunk {chunk}" if protocol == "streaming" else "")
+        whole = self.check(name, by_block, by_token, "largest difference of final hidden states")
+        if protocol == "streaming":
+            return whole
+        ragged = self.check(name, self.scored(runner, self.tokens, ragged=True)[0], by_token, whole.detail + ", ragged forwards too")
+        return whole if not whole.passed else replace(ragged, figure=max(whole.figure, ragged.figure))  # type: ignore[type-var]
+
+    def batch_row(self) -> Check:
+        runner = self.runner()
+        both, _ = self.scored(runner, self.tokens)
+        alone, _ = self.scored(runner, self.tokens[1:])
+        return self.check("row of a batch = row alone", both[1:], alone, "second of two rows")
+
+    def padded_row(self) -> Check:
+        """A left-padded row against itself without padding, through the model's ordinary call."""
+        pad, split = 5, self.sizes.context
+        tokens = self.tokens.clone()
+        tokens[1, :pad] = 0
+        mask = torch.ones_like(tokens)
+        mask[1, :pad] = 0
+        padded = self._by_mask(tokens, mask, split)[1, pad:]
+        alone = self._by_mask(tokens[1:, pad:], mask[1:, pad:], split - pad)[0]
+        return self.check("left-padded row = row alone", padded, alone, "prompt and continuation, logits")
+
+    @torch.inference_mode()
+    def _by_mask(self, tokens: Tensor, mask: Tensor, split: int) -> Tensor:
+        cache = self.runner().cache(self.method)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        outs = []
+        for part in (slice(0, split), slice(split, tokens.shape[1])):
+            out = self.model(tokens[:, part], attention_mask=mask[:, : part.stop], position_ids=positions[:, part], past_key_values=cache)
+            outs.append(out.logits)
+        return torch.cat(outs, 1)
+
+    @torch.inference_mode()
+    def generates(self) -> Check:
+        """``model.generate`` with the cache, then the same tokens through the scored path."""
+        runner, new, split = self.runner(), 24, self.sizes.context
+        prompt = self.tokens[:, :split]
+        options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
+        out = self.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), past_key_values=runner.cache(self.method),
+            output_logits=True, return_dict_in_generate=True, **options,
+        )  # fmt: skip
+        hidden, _ = self.scored(runner, out.sequences)
+        return self.check("model.generate = scored path", runner.logits(hidden), torch.stack(out.logits, 1), f"logits of {new} greedy tokens")
+
+    def ledger(self) -> Check:
+        _, cache = self.scored(self.runner(), self.tokens)
+        parts = [part.tensor for layer in cache.layers for part in layer.all_parts()]
+        held, counted = storage_bytes(parts), cache.ledger().allocated
+        return Check(f"ledger = storages ({self.family})", held == counted, float(held - counted), 0.0, f"{counted:,} bytes counted")
+
+
+def _artefacts(method: Method, model: Any, geometry: Geometry) -> Artefacts:
+    if method.calibration != "pca":
+        return {}
+    tokens = torch.randint(128, (512,), generator=torch.Generator().manual_seed(1))
+    return value_bases(model, geometry, tokens, weights_hash=None, folder=None, stage=silent)
+
+
+def _audit(spec: MethodSpec, model: ModelSpec | None, stage: Stage) -> Iterator[Check]:
+    from kvbench.engine.tiny import make_tiny_config
+
+    tiny = ModelSpec("tiny qwen2", "float64", device="cpu", random_weights=True, config=make_tiny_config("qwen2"))
+    run = RunSpec(
+        model=model or tiny, methods=expand([spec.label]), evaluators=(EvaluatorSpec("speed"),), corpus=CorpusSpec(), context=512, samples=1
+    )  # fmt: skip
+    methods = {m.label: resolve(m, run) for m in run.methods}
+    session = Session.open(run, methods, stage)
+    verdict = Auditor(session, run.context, 16, [spec.label]).examine(spec.label)
+    for name, check in verdict.checks.items():
+        yield Check(f"audit: {name}", check.passed or (spec.label == BASELINE and name == "fewer bytes"), check.figure, None, check.detail)
+    yield Check("audit label", verdict.label in ("real", "reference"), verdict.label, None, f"at {run.context} tokens of {run.model.id}")

@@ -1,0 +1,231 @@
+"""Quality on a continuation that reads the compressed cache: NLL, KL to the baseline, agreement, calibration."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext
+from kvbench.spec import RunSpec
+from kvbench.state import Unit
+from kvbench.stats import ece, histogram_from_json, mean_interval, merge, paired_interval, quantile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvbench.caches.cache import KVCache
+    from kvbench.engine.protocol import Prompt
+    from kvbench.engine.session import Session
+
+PERCENTILES = {"kl_p50": 0.5, "kl_p90": 0.9, "kl_p99": 0.99, "kl_p999": 0.999}
+
+
+@dataclass(frozen=True)
+class Perplexity(Evaluator):
+    """Scores every method on the same tokens, sample by sample, from one prefill."""
+
+    name: ClassVar[str] = "perplexity"
+    title: ClassVar[str] = "NLL, perplexity, KL to the baseline, top-1 agreement, ECE on the continuation"
+    needs_text: ClassVar[bool] = True
+    needs_weights: ClassVar[bool] = True
+
+    def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
+        batches = spec.samples // spec.batch_size
+        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(batches)]
+
+    def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
+        """Prefill once, run each method's continuation, then score all of them slab by slab."""
+        _Sample(unit, session, context).run()
+
+    def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
+        reference = records.get(baseline, {}) if baseline else {}
+        return {label: _summary(of, reference, label == baseline) for label, of in records.items() if of}
+
+
+class _Sample:
+    """One batch of windows through every method."""
+
+    def __init__(self, unit: Unit, session: Session, context: UnitContext) -> None:
+        self.unit, self.session, self.context = unit, session, context
+        self.tokens = session.batch(unit.index)
+        self.split = session.spec.context
+        self.targets = self.tokens[:, self.split :]
+        self.hidden: dict[str, Tensor] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.prompt: Prompt | None = None
+
+    def run(self) -> None:
+        if self.session.spec.protocol == "prefill":
+            self.context.method_started(BASELINE)
+            self.context.guard(BASELINE, self._prefill)
+        for group in self.session.groups(self.unit.methods, BASELINE, self.targets.numel()):
+            for label in group:
+                if label not in self.hidden:
+                    self.context.method_started(label)
+                    self.context.guard(label, partial(self._continue, label))
+            self._score([label for label in group if label in self.hidden])
+            self.hidden = {BASELINE: self.hidden[BASELINE]}
+
+    def _prefill(self) -> None:
+        self.prompt = self.session.runner.prefill(self.tokens[:, : self.split], self.session.needs(self.unit.methods))
+
+    def _continue(self, label: str) -> None:
+        runner, method = self.session.runner, self.session.methods[label]
+        started = time.perf_counter()
+        if self.prompt is None:
+            cache = runner.cache(method)
+            hidden = runner.streaming(cache, self.tokens, self.targets.shape[1])
+            self.facts[label] = {**self._end_bytes(cache), **self._start_bytes(cache)}
+        else:
+            cache = runner.compress(method, self.prompt)
+            self.facts[label] = self._start_bytes(cache)
+            hidden = runner.continuation(self.prompt, cache, self.targets)
+            self.facts[label] |= self._end_bytes(cache)
+        self.hidden[label] = hidden
+        self.facts[label]["seconds"] = time.perf_counter() - started
+
+    def _start_bytes(self, cache: KVCache) -> dict[str, Any]:
+        """Bytes where the method has compressed, for one sequence: after the prompt, or at the end of a stream."""
+        ledger, rows, seen = cache.ledger(), len(self.tokens), int(cache.get_seq_length())
+        geometry = self.session.runner.geometry
+        return {
+            "stored_bytes": ledger.stored / rows,
+            "allocated_bytes": ledger.allocated / rows,
+            "artefact_bytes": sum(ledger.artefacts.values()),
+            "baseline_bytes": self.session.baseline_bytes(seen),
+            "keys_held": cache.keys_held() / rows,
+            "keys_total": seen * geometry.layers * geometry.kv_heads,
+        }
+
+    def _end_bytes(self, cache: KVCache) -> dict[str, Any]:
+        """Bytes after the continuation, for one sequence."""
+        return {
+            "stored_bytes_end": cache.ledger().stored / len(self.tokens),
+            "baseline_bytes_end": self.session.baseline_bytes(int(cache.get_seq_length())),
+        }
+
+    def _score(self, labels: list[str]) -> None:
+        from kvbench.engine.scoring import score
+
+        scores = score(self.session.runner, {label: self.hidden[label] for label in labels}, self.targets, BASELINE)
+        for label in labels:
+            self.context.guard(label, partial(self._record, label, scores[label]))
+
+    def _record(self, label: str, scores: Any) -> None:
+        rows = len(self.tokens)
+        reading = self.targets.shape[1] - (self.prompt is not None)  # the prompt itself predicts the first token
+        for row in range(rows):
+            data = {**scores.record(row), "tokens_read_compressed": reading, **self.facts[label]}
+            data["seconds"] /= rows
+            self.context.record(label, str(self.unit.index * rows + row), data)
+
+
+def _summary(records: MethodRecords, reference: MethodRecords, is_baseline: bool) -> Summary:
+    keys = sorted(records, key=int)
+    total = {name: sum(records[k][name] for k in keys) for name in ("tokens", "nll", "kl", "agree", "tokens_read_compressed")}
+    nll = {k: records[k]["nll"] / records[k]["tokens"] for k in keys}
+    spread = mean_interval(list(nll.values()))
+    fields: dict[str, Any] = {
+        "samples": len(keys),
+        "total_tokens": total["tokens"],
+        "tokens_read_compressed": total["tokens_read_compressed"],
+        "avg_nll": total["nll"] / total["tokens"],
+        "perplexity": _exp(total["nll"] / total["tokens"]),
+        "perplexity_low": _exp(spread.low),
+        "perplexity_high": _exp(spread.high),
+        **_against(records, reference, keys),
+        **_bytes(records, keys),
+    }
+    if not is_baseline:
+        fields |= _divergence(records, keys, total)
+    fields["ece"] = _ece(records, keys)
+    return Summary(fields, _measured(fields, records, keys, nll, is_baseline))
+
+
+def _exp(value: float | None) -> float | None:
+    return None if value is None else math.exp(min(value, 700.0))
+
+
+def _against(records: MethodRecords, reference: MethodRecords, keys: Sequence[str]) -> dict[str, Any]:
+    """Change of perplexity on the samples that both have, with its paired interval."""
+    both = [k for k in keys if k in reference]
+    if not both or records is reference:
+        return {}
+    own, base = ([r[k]["nll"] / r[k]["tokens"] for k in both] for r in (records, reference))
+    change = paired_interval(base, own)
+    before = math.exp(min(700.0, math.fsum(base) / len(both)))
+    percent = {name: None if v is None else 100 * math.expm1(min(v, 700.0)) for name, v in _bounds(change)}
+    return {
+        "ppl_delta": before * percent["value"] / 100 if percent["value"] is not None else None,
+        "ppl_delta_pct": percent["value"],
+        "delta_low": percent["low"],
+        "delta_high": percent["high"],
+    }
+
+
+def _bounds(interval: Any) -> list[tuple[str, float | None]]:
+    return [("value", interval.value), ("low", interval.low), ("high", interval.high)]
+
+
+def _divergence(records: MethodRecords, keys: Sequence[str], total: Mapping[str, float]) -> dict[str, Any]:
+    hist = merge(histogram_from_json(records[k]["kl_hist"]) for k in keys)
+    spread = mean_interval([records[k]["kl"] / records[k]["tokens"] for k in keys])
+    return {
+        "kl": total["kl"] / total["tokens"],
+        "kl_low": spread.low,
+        "kl_high": spread.high,
+        **{name: quantile(hist, q) for name, q in PERCENTILES.items()},
+        "kl_max": max(records[k]["kl_max"] for k in keys),
+        "top1": total["agree"] / total["tokens"],
+    }
+
+
+def _ece(records: MethodRecords, keys: Sequence[str]) -> float:
+    columns = (_added([records[k][name] for k in keys]) for name in ("ece_count", "ece_confidence", "ece_correct"))
+    return ece(zip(*columns, strict=True))
+
+
+def _added(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [math.fsum(column) for column in zip(*rows, strict=True)]
+
+
+def _bytes(records: MethodRecords, keys: Sequence[str]) -> dict[str, Any]:
+    names = ("stored_bytes", "allocated_bytes", "artefact_bytes", "baseline_bytes", "stored_bytes_end", "baseline_bytes_end")
+    mean = {name: math.fsum(records[k][name] for k in keys) / len(keys) for name in (*names, "keys_held", "keys_total")}
+    ratio = 1 - mean["stored_bytes"] / mean["baseline_bytes"]
+    total, kept = round(mean["keys_total"] * len(keys)), round(mean["keys_held"] * len(keys))
+    return {
+        **{name: mean[name] for name in names},
+        "compression_ratio": ratio,
+        "compression_factor": mean["baseline_bytes"] / mean["stored_bytes"],
+        "compression_factor_end": mean["baseline_bytes_end"] / mean["stored_bytes_end"],
+        "compression_stats": {
+            "avg_compression_ratio": ratio,
+            "sparsity_percentage": 100 * (1 - kept / total),
+            "total_keys_original": total,
+            "total_keys_kept": kept,
+            "total_keys_discarded": total - kept,
+        },
+    }
+
+
+def _measured(
+    fields: Mapping[str, Any], records: MethodRecords, keys: Sequence[str], nll: Mapping[str, float], is_baseline: bool
+) -> list[Measured]:
+    per_sample = {name: {k: records[k][name] / records[k]["tokens"] for k in keys} for name in ("kl", "agree")}
+    found = [
+        Measured("perplexity", fields["perplexity"], "1", "paired", "lower", "", fields["perplexity_low"], fields["perplexity_high"], nll, "log"),
+        Measured("ece", fields["ece"], "1", "paired", "lower", samples={k: _ece(records, [k]) for k in keys}),
+        Measured("stored_bytes", fields["stored_bytes"], "bytes", "exact", "lower"),
+        Measured("compression_factor", fields["compression_factor"], "1", "exact", "higher"),
+    ]
+    if not is_baseline:
+        found[1:1] = [
+            Measured("kl_mean", fields["kl"], "nats", "paired", "lower", "", fields["kl_low"], fields["kl_high"], per_sample["kl"]),
+            Measured("top1_agreement", fields["top1"], "1", "paired", "higher", samples=per_sample["agree"]),
+        ]
+    return found

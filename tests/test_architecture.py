@@ -1,0 +1,76 @@
+"""The rules of the house: who may import whom, and what the quick commands never load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvbench.results import SCHEMA
+from kvbench.spec import EvaluatorSpec, RunSpec
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_import_contracts_hold() -> None:
+    pytest.importorskip("importlinter")
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def loaded(*argv: str, unwanted: str) -> set[str]:
+    """Which of the unwanted modules a command has loaded by its end; the command must succeed."""
+    script = (
+        "import sys\nfrom kvbench.cli import main\ncode = main(sys.argv[2:])\n"
+        "found = [m for m in sys.argv[1].split() if m in sys.modules]\nprint(code, *found, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, unwanted, *argv], capture_output=True, text=True, cwd=ROOT)
+    code, *found = done.stderr.splitlines()[-1].split()
+    assert code == "0", done.stderr
+    return set(found)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> str:
+    """A result with one method that was not measured: enough for ``compare`` and ``show``."""
+    spec = RunSpec(evaluators=(EvaluatorSpec("perplexity"), EvaluatorSpec("memory"), EvaluatorSpec("speed")))
+    row = {"method": "knorm", "method_name": "Knorm", "status": "done", "error": None, "audit": None, "measured": []}
+    document = {
+        "schema": SCHEMA, "run": "r", "complete": True, "kvbench_version": "0", "protocol": "prefill", "spec": spec.to_plain(),
+        "environment": {}, "model": {}, "corpus": {}, "baseline_perplexity": None, "results": [row], "records": {}, "lost": {},
+        "seconds": 0.0,
+    }  # fmt: skip
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(document))
+    return str(path)
+
+
+HEAVY = "torch transformers datasets textual"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(argv: list[str]) -> None:
+    assert loaded(*argv, unwanted=f"{HEAVY} rich numpy scipy") == set()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", ["methods", "evaluators", "presets", "corpora"])
+def test_list_loads_no_model_library(kind: str) -> None:
+    assert loaded("list", kind, unwanted=HEAVY) == set()
+
+
+@pytest.mark.fast
+def test_compare_loads_nothing_heavy(result: str) -> None:
+    assert loaded("compare", result, result, unwanted=f"{HEAVY} rich numpy scipy kvbench.displays.full") == set()
+
+
+@pytest.mark.fast
+def test_show_loads_no_model_library(result: str) -> None:
+    assert loaded("show", result, unwanted=HEAVY) == set()

@@ -1,0 +1,143 @@
+"""What a reader sees: lines while a run goes on, a table at its end, JSON for programs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+from stub_fixtures import stub_spec, stubbed  # noqa: F401
+
+from kvbench import events as ev
+from kvbench import results
+from kvbench.displays import table
+from kvbench.displays.base import NAMES, choose
+from kvbench.displays.full import Full
+from kvbench.displays.json import Json
+from kvbench.displays.plain import Plain
+from kvbench.engine.journal import SCHEMA, RunFolder
+from kvbench.state import RunState, apply, replay
+from kvbench.summary import Row
+
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("stubbed")]
+METHODS = ["baseline", "knorm"]
+LONG = "v_lowrank:basis=random,bits=4,rank=32"
+
+
+def story() -> list[ev.Event]:
+    """A short run in which one method fails."""
+    spec = stub_spec(methods=" ".join(METHODS), samples=1)
+    unit = {"id": "counting/0", "evaluator": "counting", "index": 0, "methods": METHODS, "steps": 2}
+    model = {"id": "stub", "layers": 30, "heads": 9, "kv_heads": 3, "head_dim": 64, "dtype": "float32", "cache_dtype": "bfloat16"}
+    return [
+        ev.RunStarted(0.0, spec.to_plain(), [unit], METHODS, "0.1.0", SCHEMA),
+        *(ev.StageEntered(0.0, "fetching", done, 10) for done in range(11)),
+        ev.ModelLoaded(1.0, model, 1.0),
+        ev.UnitStarted(2.0, "counting/0"),
+        ev.RecordMade(2.0, "counting/0", "counting", "baseline", "0", {"value": 12.0, "tokens": 3}),
+        ev.MethodFailed(2.0, "counting/0", "knorm", "it broke", "ValueError"),
+        ev.UnitFinished(3.0, "counting/0", 1.0),
+        ev.RunFinished(4.0, "result.json", 4.0),
+    ]
+
+
+def tell(display: Plain) -> None:
+    state = RunState()
+    for event in story():
+        state = apply(state, event)
+        display.tell(state, event)
+
+
+def test_plain_writes_a_line_for_each_unit_failure_and_quarter_of_a_stage() -> None:
+    out = io.StringIO()
+    tell(Plain(out))
+    lines = [line.strip() for line in out.getvalue().splitlines()]
+    assert lines[0] == "2 methods, 1 units"
+    assert [line for line in lines if line.startswith("fetching")] == [f"fetching {p}%" for p in (0, 30, 60, 90)]
+    assert "knorm failed: it broke" in lines
+    assert any(line.startswith("1/1  counting 1") for line in lines)
+    assert "\033" not in out.getvalue()
+
+
+def test_on_a_terminal_a_stage_is_one_line_that_is_wiped() -> None:
+    out = io.StringIO()
+    out.isatty = lambda: True  # type: ignore[method-assign]
+    tell(Plain(out))
+    assert out.getvalue().count("fetching") == 11
+    assert "fetching 100%\r\033[K" in out.getvalue()
+
+
+def full_row(label: str) -> Row:
+    return Row(
+        label, "done", 1.0, None, "real", 6, 23.4567, 22.0, 24.9, 12.345, -10.25, 14.5, 0.01234, 0.9512, 4.0, 3 * 2**20,
+        900 * 2**20, "resident", 123.456, 0.0654,
+    )  # fmt: skip
+
+
+def test_the_table_has_every_figure_within_140_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [full_row("baseline"), full_row(LONG), replace(full_row("knorm"), status="failed", error="it broke " * 40)]
+    monkeypatch.setattr(table, "rows", lambda state: found)
+    text = table.render(replay(story()))
+    assert max(map(len, text.splitlines())) <= 140
+    figures = "23.46 ± 1.45|+12.35 [-10.25, +14.50]|0.0123|95.1|4.00\N{MULTIPLICATION SIGN}|3.00|123.5|65.4|900|real|22.5 KiB"
+    for figure in figures.split("|"):
+        assert figure in text
+    assert "v_lowrank:basis=random," in text
+    assert "knorm failed: it broke" in text
+
+
+def test_columns_that_nothing_filled_are_left_out() -> None:
+    text = table.render(replay(story()))
+    assert "PPL" in text
+    assert "tokens" not in text.splitlines()[3]
+    assert "KL" not in text
+
+
+def test_a_run_that_goes_on_says_how_far_it_is() -> None:
+    text = table.render(replay(story()[:-2]))
+    assert "0 of 1 units are done" in text
+
+
+def finished(folder: Path) -> RunFolder:
+    run = RunFolder.create(stub_spec(methods=" ".join(METHODS), samples=1), folder)
+    with run.writer() as journal:
+        for event in story():
+            journal.append(event)
+    return run
+
+
+def test_stdout_is_data_and_stderr_is_talk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path)
+    results.save(results.build(run.state(), run.name), run.result)
+    display = Plain()
+    assert display.watch(run, live=False) == "over"
+    display.report(run, run.state())
+    captured = capsys.readouterr()
+    assert captured.out == table.render(run.state())
+    assert f"result: {run.result}" in captured.err
+
+
+def test_json_prints_the_result_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path)
+    display = Json()
+    display.watch(run, live=False)
+    display.report(run, run.state())
+    captured = capsys.readouterr()
+    assert orjson.loads(captured.out) == results.build(run.state(), run.name)
+    assert captured.err == ""
+
+
+def test_auto_is_the_dashboard_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(choose("auto")) is Plain
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    assert type(choose("auto")) is Full
+    assert len({type(choose(name)) for name in NAMES}) == 4
+
+
+@pytest.mark.parametrize(("left", "outcome"), [("finished", "over"), ("detached", "detached"), ("cancel", "cancel")])
+def test_the_dashboards_ends_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, outcome: str) -> None:
+    monkeypatch.setattr("kvbench.tui.run_dashboard", lambda path, live: left)
+    assert Full().watch(finished(tmp_path), live=True) == outcome
