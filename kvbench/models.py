@@ -24,7 +24,17 @@ from kvbench.weights import Progress, hash_random, hash_tokenizer, hash_weights,
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LoadedModel", "Shape", "cache_bytes_per_token", "check_supported", "load_model", "load_tokenizer", "resolve_device", "shape_of"]
+__all__ = [
+    "LoadedModel",
+    "Shape",
+    "cache_bytes_per_token",
+    "check_attention",
+    "check_supported",
+    "load_model",
+    "load_tokenizer",
+    "resolve_device",
+    "shape_of",
+]
 
 LOADING = "loading model"
 

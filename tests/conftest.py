@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if TYPE_CHECKING:
     from kvbench.models import LoadedModel
 
+
 @pytest.fixture
 def tiny_config() -> Callable[[str], dict[str, Any]]:
     """``tiny_config("qwen2")`` → a config dict."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, use_kvbench_attention
+from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
 from kvbench.caches.ledger import storage_bytes
 from kvbench.calibration.pca import value_bases
 from kvbench.engine.audit import Auditor
@@ -151,16 +151,22 @@ class _Bench:
 
     @torch.inference_mode()
     def generates(self) -> Check:
-        """``model.generate`` with the cache, then the same tokens through the scored path."""
+        """``model.generate`` with the cache, then the same tokens through the scored path.
+
+        Final hidden states are taken as they leave the decoder: ``generate`` itself rounds logits to float32.
+        """
         runner, new, split = self.runner(), 24, self.sizes.context
-        prompt = self.tokens[:, :split]
-        options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
-        out = self.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=runner.cache(self.method),
-            output_logits=True, return_dict_in_generate=True, **options,
-        )  # fmt: skip
-        hidden, _ = self.scored(runner, out.sequences)
-        return self.check("model.generate = scored path", runner.logits(hidden), torch.stack(out.logits, 1), f"logits of {new} greedy tokens")
+        prompt, states = self.tokens[:, :split], []
+        hook = decoder_of(self.model).register_forward_hook(lambda _m, _i, out: states.append(out.last_hidden_state[:, -1:]))
+        try:
+            tokens = self.model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), past_key_values=runner.cache(self.method),
+                max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0,
+            )  # fmt: skip
+        finally:
+            hook.remove()
+        hidden, _ = self.scored(runner, tokens)
+        return self.check("model.generate = scored path", hidden, torch.cat(states, 1), f"hidden states of {new} greedy tokens")
 
     def ledger(self) -> Check:
         _, cache = self.scored(self.runner(), self.tokens)

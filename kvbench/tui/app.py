@@ -11,11 +11,11 @@ from typing import ClassVar
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Vertical
+from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import Footer
 
 from kvbench.engine.journal import RunFolder
-from kvbench.errors import KvbenchError
 from kvbench.tui import Outcome
 from kvbench.tui.colours import method_colours
 from kvbench.tui.commands import commands
@@ -82,6 +82,10 @@ class Dashboard(App[Outcome]):
         self._second = -1
         self._compact_panel, self._details_on, self._log_on, self._by_factor = "plot", True, False, False
         self._lapse: LapseFeed | None = None
+        self._extent = self.size
+        self._header, self._table = Header(folder.resolve().name, id="header"), MethodTable(id="table")
+        self._plot, self._details, self._log_panel = PlotPanel(id="plot"), DetailsPanel(id="details"), LogPanel(id="log")
+        self._bottom, self._zoomed = Container(id="bottom"), False
 
     def _variables_of(self, name: str) -> dict[str, str]:
         for theme in THEMES:
@@ -92,19 +96,20 @@ class Dashboard(App[Outcome]):
     # -- life
 
     def compose(self) -> ComposeResult:
-        yield Header(self._folder.path.resolve().name, id="header")
-        yield MethodTable(id="table")
+        yield self._header
+        yield self._table
         with Vertical(id="lower"):
-            with Container(id="bottom"):
-                yield PlotPanel(id="plot")
-                yield DetailsPanel(id="details")
-            yield LogPanel(id="log")
+            with self._bottom:
+                yield self._plot
+                yield self._details
+            yield self._log_panel
         yield Footer(show_command_palette=True)
 
     def on_mount(self) -> None:
+        self._extent = self.size
         self.theme = THEMES[0].name
         self.theme_changed_signal.subscribe(self, lambda _: self._recolour())
-        self.query_one(MethodTable).focus()
+        self._table.focus()
         self._arrange()
         self._look()
         self.set_interval(POLL, self._look)
@@ -122,6 +127,8 @@ class Dashboard(App[Outcome]):
 
     def _look(self) -> None:
         """Read what is new; draw if something is, and the last drawing is long enough ago."""
+        if not self._header.is_attached:
+            return  # the timer outlives the screen while the app closes
         if self._live or self._stale or self._lapse is not None:
             self._read()
         if self._lapse is not None and self._lapse.at_end:
@@ -131,7 +138,7 @@ class Dashboard(App[Outcome]):
             self._draw()
         elif self._live and int(self._clock()) != self._second and not self._reading.is_still:
             self._second = int(self._clock())
-            self.query_one(Header).tick()
+            self._header.tick()
 
     @property
     def _is_rested(self) -> bool:
@@ -148,17 +155,13 @@ class Dashboard(App[Outcome]):
         self._stale = self._stale or reading.is_orphaned
 
     def _read(self) -> None:
-        try:
-            self._stale = self._reading.advance() or self._stale
-        except KvbenchError as error:
-            self._live = False
-            self.notify(error.message, title="the journal cannot be read", severity="error", timeout=60)
+        self._stale = self._reading.advance() or self._stale
 
     def _draw(self) -> None:
         self._drawn_at, self._drawn_cpu = time.monotonic(), time.process_time()
         scene = self._scene()
-        self.query_one(Header).show(self._reading, self._palette)
-        table = self.query_one(MethodTable)
+        self._header.show(self._reading, self._palette)
+        table = self._table
         table.show(scene.rows, self._palette, scene.colours)
         self._draw_panels(scene if scene.selected else self._scene())
         self._stale = False
@@ -166,15 +169,15 @@ class Dashboard(App[Outcome]):
     def _scene(self) -> Scene:
         state = self._reading.state
         colours = method_colours(state.methods, dark=self._palette.dark)
-        return Scene(state, self._reading.rows(), self._palette, colours, self.query_one(MethodTable).selected, self._by_factor)
+        return Scene(state, self._reading.rows(), self._palette, colours, self._table.selected, self._by_factor)
 
     def _draw_panels(self, scene: Scene | None = None) -> None:
         """Draw the panels that can be seen."""
         scene = scene or self._scene()
-        for panel in (self.query_one(PlotPanel), self.query_one(DetailsPanel)):
+        for panel in (self._plot, self._details):
             if panel.display:
                 panel.show(scene)
-        if (log := self.query_one(LogPanel)).display:
+        if (log := self._log_panel).display:
             log.show(list(self._reading.log), scene)
 
     def _recolour(self) -> None:
@@ -192,39 +195,39 @@ class Dashboard(App[Outcome]):
 
     @property
     def _compact(self) -> bool:
-        return self.size.width < COMPACT[0] or self.size.height < COMPACT[1]
+        return self._extent.width < COMPACT[0] or self._extent.height < COMPACT[1]
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
+        self._extent = event.size
         self._arrange()
 
     def _arrange(self) -> None:
         """Show the panels that fit and were asked for."""
         one = self._compact_panel if self._compact else None
-        zoomed = self.screen_stack[0].has_class("zoomed")
-        plot, details, log = (self.screen_stack[0].query_one(f"#{name}") for name in ("plot", "details", "log"))
-        plot.display = one in (None, "plot")
-        details.display = one == "details" or (one is None and self._details_on and not zoomed)
-        log.display = one == "log" or (one is None and self._log_on)
-        self.screen_stack[0].query_one("#bottom").display = one != "log"
+        self._table.display = not self._zoomed
+        self._plot.display = one in (None, "plot")
+        self._details.display = one == "details" or (one is None and self._details_on and not self._zoomed)
+        self._log_panel.display = one == "log" or (one is None and self._log_on)
+        self._bottom.display = one != "log"
         self.call_after_refresh(self._draw_panels)
 
     # -- actions
 
     def action_plot(self, name: str) -> None:
         self._compact_panel = "plot"
-        self.query_one(PlotPanel).choose(name)
+        self._plot.choose(name)
         self._arrange()
 
     def action_next_plot(self, by: int = 1) -> None:
         names = list(PLOTS)
-        shown = self.query_one(PlotPanel)
+        shown = self._plot
         self.action_plot(names[(names.index(shown.plot) + by) % len(names)] if shown.display else shown.plot)
 
     def action_sort(self) -> None:
-        self.query_one(MethodTable).cycle_sort()
+        self._table.cycle_sort()
 
     def action_reverse(self) -> None:
-        self.query_one(MethodTable).reverse_sort()
+        self._table.reverse_sort()
 
     def action_details(self) -> None:
         if self._compact:
@@ -241,7 +244,7 @@ class Dashboard(App[Outcome]):
         self._arrange()
 
     def action_zoom(self) -> None:
-        self.screen.toggle_class("zoomed")
+        self._zoomed = not self._zoomed
         self._arrange()
 
     def action_axis(self) -> None:
@@ -262,7 +265,9 @@ class Dashboard(App[Outcome]):
         """Ask, unless there is nothing to cancel."""
         if self._run_reading.is_still or not self._live:
             self.action_leave()
-        elif not isinstance(self.screen, ConfirmCancel):
+        elif isinstance(self.screen, ConfirmCancel):
+            self.screen.dismiss(False)
+        else:
             self.push_screen(ConfirmCancel(), lambda yes: self.exit("cancel") if yes else None)
 
     async def action_quit(self) -> None:
@@ -284,7 +289,7 @@ class Dashboard(App[Outcome]):
         self._restart("")
 
     def _restart(self, note: str) -> None:
-        self.query_one(Header).note = note
+        self._header.note = note
         self._stale = True
 
     # -- command palette

@@ -13,6 +13,8 @@ from kvbench.tui.format import MIB, NONE, TIMES, fixed, signed
 Best = Literal["lowest", "highest"]
 GAP = 2
 _MEMORY_TITLES = {"GPU": "GPU MiB", "allocator": "PyT MiB", "resident": "RSS MiB"}
+WIDE = 100.0
+"""Half of an interval that says no more than that there are too few samples."""
 METHOD_WIDTH = (14, 24)
 PROGRESS_WIDTH = (5, 22)
 
@@ -68,7 +70,10 @@ def _interval(of: str, rank: int, ends: Callable[[Row], tuple[float | None, floa
 
     def text(row: Row) -> str:
         low, high = ends(row)
-        return "" if low is None or high is None else f"±{fixed((high - low) / 2, 2, 5)}"
+        if low is None or high is None:
+            return ""
+        half = (high - low) / 2
+        return f"±{fixed(half, 2, 5)}" if half < WIDE else f"±>{WIDE:.0f}"
 
     return Column(f"{of}_ci", "95 %", 6, rank, lambda _: None, text, meaning="half of its 95 % interval", beside=True)
 

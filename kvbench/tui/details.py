@@ -21,7 +21,7 @@ from kvbench.tui.plots.scene import Scene
 from kvbench.tui.theme import Palette
 
 FEWER = "fewer bytes"
-"""The check that the reference fails by definition, so that it is not asked of it."""
+"""The check that the baseline fails by definition, so that it is not asked of it."""
 
 
 def details(scene: Scene, width: int) -> Text:
@@ -114,7 +114,9 @@ def _check(text: Text, name: str, check: Mapping[str, Any], palette: Palette, wi
     passed = bool(check.get("passed"))
     text.append("\n✓ " if passed else "\n✗ ", palette.ink("success" if passed else "error", bold=True))
     text.append(name.replace("_", " "), palette.text)
-    rest = " ".join(filter(None, (_figure(check.get("figure")), str(check.get("detail") or ""))))
+    detail = str(check.get("detail") or "")
+    told = detail[:1].isdigit() or name == FEWER  # the sentence holds the figure
+    rest = " ".join(filter(None, ("" if told else _figure(check.get("figure")), detail)))
     text.append(shorten(f"  {rest}", width - 2 - len(name)) if rest else "", palette.dim)
 
 

@@ -7,7 +7,6 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widget import Widget
 
-from kvbench.state import RunState
 from kvbench.tui.canvas import bar
 from kvbench.tui.facts import activity, overall, subject
 from kvbench.tui.format import duration, shorten
@@ -100,7 +99,7 @@ def _state(reading: Reading, palette: Palette, note: str) -> tuple[str, Style]:
     state = reading.state
     if note:
         return note, palette.ink("accent", bold=True)
-    if reading.is_orphaned:
+    if reading.is_orphaned or reading.broken:
         return "■ stopped", palette.ink("warning", bold=True)
     if state.status == "running" and reading.quiet > QUIET_AFTER:
         return f"… quiet for {duration(reading.quiet)}", palette.ink("warning", bold=True)
@@ -114,16 +113,19 @@ def _state(reading: Reading, palette: Palette, note: str) -> tuple[str, Style]:
 
 def _ending(reading: Reading, name: str, palette: Palette, width: int) -> list[Segment]:
     """One loud line: how it ended, what there is, and which key leaves."""
-    text, colour = _verdict(reading.state, name, duration(reading.elapsed), reading.is_orphaned)
+    text, colour = _verdict(reading, name)
     leave = " q leaves "
     style = Style(color=palette.background, bgcolor=getattr(palette, colour), bold=True)
     return [Segment(shorten(text, width - len(leave)).ljust(width - len(leave)), style), Segment(leave, style)]
 
 
-def _verdict(state: RunState, name: str, elapsed: str, is_orphaned: bool) -> tuple[str, str]:
+def _verdict(reading: Reading, name: str) -> tuple[str, str]:
     """How the run ended, and the palette's colour for it."""
+    state, elapsed = reading.state, duration(reading.elapsed)
     resume = f"go on with kvbench run --resume {name}"
-    if is_orphaned:
+    if reading.broken:
+        return f" ✗ The journal cannot be read: {reading.broken}", "error"
+    if reading.is_orphaned:
         return f" ■ The run's process is gone: {resume}", "warning"
     if state.status == "interrupted":
         return f" ■ Interrupted ({state.error}): {resume}", "warning"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from kvbench import events as ev
+from kvbench.errors import KvbenchError
 from kvbench.state import RunState, apply
 from kvbench.summary import Row
 from kvbench.tui.feed import Feed
@@ -29,6 +31,8 @@ class Reading:
         self.log: deque[ev.NoteWritten] = deque(maxlen=LOG_KEPT)
         self.is_orphaned = False
         """Whether the run stands still because no process owns it any more."""
+        self.broken: str | None = None
+        """Why the journal cannot be read on, if so."""
         self._unit_started: float | None = None
         self._live_rows = LiveRows()
         self._is_final = False
@@ -36,7 +40,13 @@ class Reading:
 
     def advance(self) -> bool:
         """Take in what is new; whether anything was."""
-        events = self.feed.poll()
+        if self.broken:
+            return False
+        try:
+            events = self.feed.poll()
+        except KvbenchError as error:
+            self.broken = error.message
+            return True
         for event in events:
             line = line_of(event, self.state)
             if line is not None:
@@ -60,7 +70,7 @@ class Reading:
     @property
     def is_still(self) -> bool:
         """Whether nothing more is to be expected unless the run is resumed."""
-        return self.state.is_over or self.is_orphaned
+        return self.state.is_over or self.is_orphaned or self.broken is not None
 
     @property
     def quiet(self) -> float:
@@ -76,10 +86,12 @@ class Reading:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left: the state's estimate less what the unit under way has had."""
-        left, at = self.state.remaining, self.state.last_at
+        """Seconds left: the state's estimate less what the unit under way has had, at most that unit's own share."""
+        state, begun = self.state, self._unit_started
+        left = state.remaining
         if left is None or self.is_still:
             return None
-        if self.state.current_unit is None or self._unit_started is None or at is None:
+        if state.current_unit is None or begun is None or state.last_at is None:
             return left
-        return max(0.0, left - (at - self._unit_started) - self.quiet)
+        after = replace(state, done=state.done | {state.current_unit}).remaining or 0.0
+        return after + max(0.0, left - after - (state.last_at - begun) - self.quiet)

@@ -72,7 +72,7 @@ class ConfirmCancel(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         with Vertical(id="confirm"):
             yield Label("Cancel the run?", id="question")
-            yield Label("What is measured stays in its folder, and the run can be resumed later.\nTo leave it running, press q instead.")
+            yield Label("What is measured is kept, and the run can be resumed. To leave it running, press n, then q.")
             with Horizontal(id="answers"):
                 yield Button("No, go on (n)", id="no", variant="primary")
                 yield Button("Yes, cancel (y)", id="yes", variant="error")

@@ -13,7 +13,8 @@ CELL = 12.2
 PIECE = 8
 """Cells of braille in one text."""
 _SPACE = "&#160;"
-_BRAILLE = re.compile(r"[\u2800-\u28ff]+")
+_BRAILLE = re.compile(r"[\u2800-\u28ff]")
+_CHARACTER = re.compile(r"&#?\w+;|.")
 _TEXT = re.compile(rf'<text ([^>]*?)x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)"([^>]*)>((?:{_SPACE})*)(.*?)((?:{_SPACE})*)</text>')
 
 
@@ -26,9 +27,11 @@ def _trimmed(match: re.Match[str]) -> str:
     head, x, y, length, tail, before, text, after = match.groups()
     left, right = len(before) // len(_SPACE), len(after) // len(_SPACE)
     start, width = float(x) + left * CELL, float(length) - (left + right) * CELL
-    if not _BRAILLE.fullmatch(text):
+    if not _BRAILLE.search(text):
         return f'<text {head}x="{start:g}" y="{y}" textLength="{width:g}"{tail}>{text}</text>'
-    pieces = [(i, text[i : i + PIECE]) for i in range(0, len(text), PIECE)]
-    return "".join(
-        f'<text {head}x="{start + i * CELL:g}" y="{y}" textLength="{len(piece) * CELL:g}"{tail}>{piece}</text>' for i, piece in pieces
-    )
+    characters = _CHARACTER.findall(text)
+    pieces = []
+    for i in range(0, len(characters), PIECE):
+        piece = characters[i : i + PIECE]
+        pieces.append(f'<text {head}x="{start + i * CELL:g}" y="{y}" textLength="{len(piece) * CELL:g}"{tail}>{"".join(piece)}</text>')
+    return "".join(pieces)

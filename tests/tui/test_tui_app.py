@@ -52,8 +52,11 @@ async def test_figures_of_a_row_are_the_summary_s(finished: Path) -> None:
         await pilot.pause()
         row = next(r for r in rows(RunFolder(finished).state()) if r.label == "int4")
         shown = line_of(app, "int4")
-        assert row.perplexity is not None and row.delta_pct is not None and row.kl is not None and row.factor is not None
-        for figure in (f"{row.perplexity:.2f}", f"{row.delta_pct:+.2f}", f"{row.kl:.4f}", f"{row.factor:.2f}×"):
+        assert row.perplexity is not None
+        assert row.delta_pct is not None
+        assert row.kl is not None
+        assert row.factor is not None
+        for figure in (f"{row.perplexity:.2f}", f"{row.delta_pct:+.2f}", f"{row.kl:.4f}", f"{row.factor:.2f}"):
             assert figure in shown
 
 
@@ -63,7 +66,7 @@ async def test_a_failed_row_says_why_and_the_best_are_starred(finished: Path) ->
         await pilot.pause()
         assert line_of(app, FAILING).startswith(" ✗ ")
         assert OUT_OF_MEMORY in line_of(app, FAILING)
-        assert "★11.40×" in line_of(app, "hybrid_12x")
+        assert "★11.40" in line_of(app, "hybrid_12x")
         assert "★" not in line_of(app, "random")
 
 
@@ -88,7 +91,7 @@ async def test_rows_follow_the_journal_while_it_grows(tmp_path: Path) -> None:
         app._look()
         app._draw()
         await pilot.pause()
-        assert "17." not in line_of(app, "int8")
+        assert "0.0002" not in line_of(app, "int8")
         with journal.open("ab") as file:
             line = ev.encode(told[first])
             file.write(line[:40])
@@ -99,7 +102,7 @@ async def test_rows_follow_the_journal_while_it_grows(tmp_path: Path) -> None:
             app._look()
         app._draw()
         await pilot.pause()
-        assert "99." in line_of(app, "int8")
+        assert "0.0002" in line_of(app, "int8")
 
 
 async def test_baseline_stays_on_top_in_every_order(finished: Path) -> None:
@@ -175,7 +178,8 @@ async def test_panels_are_shown_and_hidden(finished: Path) -> None:
         assert any("finished in" in line for line in lines(app))
         await pilot.resize_terminal(160, 48)
         await pilot.pause()
-        assert plot.display and details.display
+        assert plot.display
+        assert details.display
 
 
 async def test_leaving_a_run_under_way_detaches(midway: Path, following: Following) -> None:
@@ -299,6 +303,7 @@ async def test_a_broken_journal_is_told_and_does_not_end_the_app(midway: Path, f
         with (midway / EVENTS).open("ab") as file:
             file.write(b"{broken\n")
         app._look()
+        app._draw()
         await pilot.pause()
         assert any("cannot be read" in line for line in lines(app))
 

@@ -88,15 +88,16 @@ def _place_all(frame: Frame, cell: tuple[int, int], labels: list[str], scene: Sc
 
 def _place(frame: Frame, cell: tuple[int, int], labels: list[str], places: Iterable[tuple[int, int]], scene: Scene) -> bool:
     """Write the labels of one cell side by side at the first place that is free."""
-    length = len(_SEPARATOR.join(labels))
+    texts = [f"{label} (KL 0)" if label == BASELINE else label for label in labels]
+    length = len(_SEPARATOR.join(texts))
     for right, down in places:
         start = cell[0] + right if right > 0 else cell[0] - length // 2 if right == 0 else cell[0] - 1 - length
         row = cell[1] + down
         inside = frame.left <= start and frame.top <= row < frame.top + frame.height
         if inside and frame.canvas.is_free(max(0, start - 1), row, length + 1):
-            for label in labels:
-                frame.canvas.text(start, row, label, scene.ink(label))
-                start += len(label)
+            for label, text in zip(labels, texts, strict=True):
+                frame.canvas.text(start, row, text, scene.ink(label))
+                start += len(text)
                 frame.canvas.text(start, row, _SEPARATOR if label != labels[-1] else "", scene.palette.line)
                 start += len(_SEPARATOR)
             return True
