@@ -8,7 +8,7 @@ everything else (dashboard, plain display, ``watch``, resume, the result) reads 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import msgspec
@@ -184,7 +184,7 @@ class RunFinished(Event):
 
 
 EVENTS: Mapping[str, type[Event]] = {
-    cls.__name__: cls for cls in list(globals().values()) if is_dataclass(cls) and isinstance(cls, type) and issubclass(cls, Event) and cls is not Event
+    cls.__name__: cls for cls in list(globals().values()) if isinstance(cls, type) and issubclass(cls, Event) and cls is not Event
 }
 
 

@@ -27,8 +27,8 @@ def build_random(config: Any, spec: ModelSpec, seed: int, device: torch.device, 
 def spread_random(config: Any, dtype: torch.dtype, max_memory: dict[Any, Any] | None = None) -> Any:
     """Random weights over several devices: laid out without storage, then filled part by part in place."""
     import torch
-    from accelerate import dispatch_model, infer_auto_device_map  # type: ignore[import-untyped]
-    from accelerate.utils import get_balanced_memory  # type: ignore[import-untyped]
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -147,7 +147,7 @@ def _snapshot(spec: ModelSpec, progress: Progress, patterns: tuple[str, ...]) ->
 
 def _reporting_bar(progress: Progress, stage: str) -> type[Any]:
     """A progress bar class that draws nothing and reports bytes."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:

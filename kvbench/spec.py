@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import msgspec
 import orjson
@@ -61,7 +61,7 @@ class NamedSpec:
         return dict(self.params)
 
     @classmethod
-    def parse(cls, text: str) -> NamedSpec:
+    def parse(cls, text: str) -> Self:
         """Read ``name`` or ``name:param=value,...``.
 
         Raises:

@@ -13,6 +13,7 @@ from kvbench.engine.tiny import FAMILIES, make_tiny_config, make_tiny_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more to waiting threads than they gain; the runner is parallel
 
 if TYPE_CHECKING:
     from kvbench.models import LoadedModel

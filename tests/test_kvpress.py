@@ -32,9 +32,8 @@ def runner(embedded_model: Any) -> Runner:
 def windows(section: str, embedded_model: Any, data_dir: Path) -> torch.Tensor:
     """The golden section's own windows, cut by kvbench's loader."""
     facts = GOLDEN[section]
-    spec = RunSpec(
-        corpus=CorpusSpec("wikitext2", str(data_dir)), samples=facts["samples"], context=facts["context"], continuation=facts["continuation"]
-    )  # fmt: skip
+    lengths = {name: facts[name] for name in ("samples", "context", "continuation")}
+    spec = RunSpec(corpus=CorpusSpec("wikitext2", str(data_dir)), **lengths)
     return load_windows(spec, embedded_model.tokenizer, lambda *_: None).tokens
 
 

@@ -10,7 +10,7 @@ import pytest
 from kvbench import presets
 from kvbench.errors import PresetError, UnknownName
 from kvbench.shape import check_supported, shape_of
-from kvbench.spec import ModelSpec, RunSpec
+from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
 
 pytestmark = pytest.mark.fast
 
@@ -52,7 +52,7 @@ def test_each_preset_is_a_whole_question(name: str) -> None:
     arguments = build(presets.read_preset(name))
     spec = as_spec(arguments)
     assert arguments["methods"] == ["all"]
-    assert arguments["evaluators"] == ["perplexity", "speed", "memory"]
+    assert [EvaluatorSpec.parse(text).name for text in arguments["evaluators"]] == ["perplexity", "speed", "memory"]
     assert presets.describe(name)
     assert spec.model.config is not None
     check_supported(spec.model.config, spec.context + spec.continuation)

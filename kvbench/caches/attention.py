@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kvbench.caches.compat import register
 from kvbench.caches.layer import TAG
+from kvbench.errors import UnsupportedModel
 
 
 def kvbench_attention(
@@ -24,29 +25,53 @@ def kvbench_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """``query`` ``[B, Hq, n, D]``, ``key``/``value`` ``[B, Hkv, n or T, D]`` → ``[B, n, Hq, D]``."""
+    """``query`` ``[B, Hq, n, D]``, ``key``/``value`` ``[B, Hkv, n or T, D]`` → ``[B, n, Hq, D]``.
+
+    Raises:
+        UnsupportedModel: a sliding layer has seen more tokens than it may read, and the cache is kvbench's.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = getattr(key, TAG, None)
-    if layer is None:
-        out = _plain(query, key, value, attention_mask, scale)
-    else:
+    if layer is not None:
+        _within(sliding_window, layer.seen + query.shape[2])
         out = layer.forward(query, key, value, scale, attention_mask)
+    else:
+        out = _plain(query, key, value, attention_mask, scale, sliding_window)
     return out.transpose(1, 2).contiguous(), None
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _within(window: int | None, tokens: int) -> None:
+    if window is not None and tokens > window:
+        text = f"its sliding layers see {window:,} tokens, and {tokens:,} have been read"
+        raise UnsupportedModel(f"this model cannot go on with a compressed cache: {text}", hint="use a shorter prompt or fewer new tokens")
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, window: int | None) -> Tensor:
+    """What the model's own attention gives: mask ``[B, tokens seen]`` of padding, ``[B, 1, n, T]`` as it is, or ``None``."""
+    if mask is not None and mask.ndim == 2:
+        k, v = k[:, :, : mask.shape[1]], v[:, :, : mask.shape[1]]  # a static cache has room beyond the tokens seen
+        mask = mask[:, -k.shape[2] :]  # a sliding cache has let go of the first tokens
     n, total = q.shape[2], k.shape[2]
-    visible: Tensor | None = None
-    if mask is not None and mask.ndim == 4:
-        visible = mask
-    elif n > 1 or mask is not None:
-        visible = torch.ones(n, total, dtype=torch.bool, device=q.device).tril(total - n)
-        if mask is not None:
-            own = torch.eye(n, total, dtype=torch.bool, device=q.device).roll(total - n, 1)  # padding rows see themselves: no NaN
-            visible = visible & mask[:, None, None, :total].bool() | own
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    whole = mask is None and n == total and (window is None or total <= window)
+    visible = None if whole else mask if mask is not None and mask.ndim == 4 else _visible(n, total, mask, window, q.device)
+    is_causal, grouped = whole and n > 1, q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+
+
+def _visible(n: int, total: int, mask: Tensor | None, window: int | None, device: torch.device) -> Tensor | None:
+    """``[n, T]`` or ``[B, 1, n, T]``, True where the last n tokens may read; ``None`` where they may read all."""
+    if n == 1 and mask is None and (window is None or total <= window):
+        return None
+    visible = torch.ones(n, total, dtype=torch.bool, device=device).tril(total - n)
+    if window is not None:
+        visible = visible.triu(total - n - window + 1)
+    if mask is not None:
+        own = torch.eye(n, total, dtype=torch.bool, device=device).roll(total - n, 1)  # padding rows see themselves: no NaN
+        visible = visible & mask[:, None, None].bool() | own
+    return visible
 
 
 register(kvbench_attention)

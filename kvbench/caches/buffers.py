@@ -39,7 +39,8 @@ class TokenBuffer:
         """Write ``rows`` ``[B, H, n, W]`` behind what is there."""
         n = rows.shape[2]
         self.reserve(n, like=rows)
-        assert self.room is not None and self.device_length is not None  # reserve() made them
+        assert self.room is not None  # reserve() made both
+        assert self.device_length is not None
         self.room[:, :, self.length : self.length + n] = rows
         self.length += n
         self.device_length.add_(n)

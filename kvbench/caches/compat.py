@@ -39,9 +39,12 @@ def query_length(argument: int | Tensor) -> int:
     return argument if isinstance(argument, int) else int(argument.shape[0])
 
 
-def _padding_only(*_: Any, attention_mask: Tensor | None = None, **__: Any) -> Tensor | None:
-    """Hand the two-dimensional padding mask through: kvbench's attention owns causality itself."""
-    return attention_mask
+def _padding_only(*_: Any, attention_mask: Tensor | None = None, kv_length: int = 0, kv_offset: int = 0, **__: Any) -> Tensor | None:
+    """The two-dimensional padding mask, or ``None`` where nothing is padded: kvbench's attention owns causality itself."""
+    if attention_mask is None:
+        return None
+    covers = attention_mask.shape[-1] == kv_length + kv_offset  # not so in a static cache, whose empty room must be told apart
+    return None if covers and bool(attention_mask.all()) else attention_mask
 
 
 def register(function: Callable[..., Any]) -> None:

@@ -89,7 +89,7 @@ class TokenView:
             raise ValueError("a method that reads window queries must declare them in needs")
         q = self.observed.window[:, :, -window:].to(self.wide)
         groups = q.shape[1] // self.keys.shape[1]
-        grouped = q.unflatten(1, (-1, groups))  # [B, Hkv, G, w, D]
+        grouped = torch.unflatten(q, 1, (-1, groups))  # [B, Hkv, G, w, D]
         logits = grouped @ self.keys.to(self.wide)[:, :, None].transpose(3, 4) * self.scaling
         at = torch.arange(self.seen - q.shape[2], self.seen, device=q.device)
         future = self.positions[:, :, None, None, :] > at[:, None]
@@ -97,7 +97,7 @@ class TokenView:
 
     def over_groups(self, scores: Tensor) -> Tensor:
         """Mean over the query heads of each KV head: ``[B, Hq, T]`` → ``[B, Hkv, T]``."""
-        return scores.unflatten(1, (self.keys.shape[1], -1)).mean(2)
+        return torch.unflatten(scores, 1, (self.keys.shape[1], -1)).mean(2)
 
 
 class LayerCache(AnyLayer):

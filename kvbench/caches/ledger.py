@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from types import MemberDescriptorType, ModuleType
 from typing import Any
 
 import torch
@@ -91,35 +94,37 @@ def reachable_tensors(root: object, stop: Iterable[int] = ()) -> list[Tensor]:
     pending: list[object] = [root]
     while pending:
         item = pending.pop()
-        if id(item) in visited or isinstance(item, (str, bytes, int, float, type)):
+        if id(item) in visited or isinstance(item, (str, bytes, int, float, type, ModuleType, torch.nn.Module)):
             continue
         visited.add(id(item))
         if isinstance(item, Tensor):
             if item.numel():
                 found.setdefault(item.untyped_storage().data_ptr(), item)
-        elif isinstance(item, Mapping):
+            pending.extend(vars(item).values())
+            continue
+        if isinstance(item, Mapping):
             pending.extend(item.values())
-        elif isinstance(item, (list, tuple, set, frozenset)):
+        elif isinstance(item, (list, tuple, set, frozenset, deque)):
             pending.extend(item)
-        elif not isinstance(item, torch.nn.Module):
-            pending.extend(_attributes(item))
+        pending.extend(_attributes(item))
     return list(found.values())
 
 
-def _attributes(item: object) -> list[object]:
-    """Instance attributes, slots and what a closure holds: places where a tensor can hide."""
-    held = list(getattr(item, "__dict__", {}).values())
+def _attributes(item: object) -> Iterator[object]:
+    """Instance attributes, slots and what a function or a partial holds: places where a tensor can hide."""
+    yield from getattr(item, "__dict__", {}).values()
     for cls in type(item).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        held.extend(getattr(item, s, None) for s in ([slots] if isinstance(slots, str) else slots))
+        for slot in cls.__dict__.values():
+            if isinstance(slot, MemberDescriptorType):
+                with suppress(AttributeError):  # an empty slot
+                    yield slot.__get__(item)
     for cell in getattr(item, "__closure__", None) or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:
-            continue
-    if hasattr(item, "__self__"):
-        held.append(item.__self__)
-    return held
+        with suppress(ValueError):  # an empty cell
+            yield cell.cell_contents
+    for name in ("__self__", "__func__", "__defaults__", "__kwdefaults__"):
+        yield getattr(item, name, None)
+    if isinstance(item, partial):
+        yield from (item.func, item.args, item.keywords)
 
 
 def storage_bytes(root: object, stop: Iterable[int] = ()) -> int:

@@ -40,11 +40,10 @@ class Moments:
             return
         if self.origin is None:
             self.origin = q.mean(2)
-            self.total = torch.zeros_like(self.origin)
-            self.outer = q.new_zeros(*q.shape[:2], q.shape[3], q.shape[3])
         centred = q - self.origin[:, :, None]
-        self.total = self.total + centred.sum(2)
-        self.outer = self.outer + centred.transpose(2, 3) @ centred
+        total, outer = centred.sum(2), centred.transpose(2, 3) @ centred
+        self.total = total if self.total is None else self.total + total
+        self.outer = outer if self.outer is None else self.outer + outer
         self.count += q.shape[2]
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:

@@ -43,12 +43,12 @@ class Scheme:
 
     @property
     def levels(self) -> int:
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     @property
     def centre(self) -> int:
         """Code of zero in the symmetric form."""
-        return 2 ** (self.bits - 1)
+        return 1 << (self.bits - 1)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -62,7 +62,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     per, size = _block(bits)
     if codes.shape[-1] % per:
         raise ValueError(f"{codes.shape[-1]} codes of {bits} bits do not fill whole bytes: a multiple of {per} is needed")
-    grouped = codes.to(torch.int32).unflatten(-1, (-1, per))  # [..., blocks, per]
+    grouped = torch.unflatten(codes.to(torch.int32), -1, (-1, per))  # [..., blocks, per]
     shifts = torch.arange(per, device=codes.device, dtype=torch.int32) * bits
     words = (grouped << shifts).sum(-1, dtype=torch.int32)  # [..., blocks], at most 24 bits each
     bytes_ = (words[..., None] >> (8 * torch.arange(size, device=codes.device, dtype=torch.int32))) & 0xFF
@@ -76,11 +76,11 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     per, size = _block(bits)
     if size == 1:  # 2 and 4 bits stay in bytes all the way
         shifts = torch.arange(per, device=packed.device, dtype=torch.uint8) * bits
-        return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
-    grouped = packed.to(torch.int32).unflatten(-1, (-1, size))
+        return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).flatten(-2)
+    grouped = torch.unflatten(packed.to(torch.int32), -1, (-1, size))
     words = (grouped << (8 * torch.arange(size, device=packed.device, dtype=torch.int32))).sum(-1, dtype=torch.int32)
     shifts = torch.arange(per, device=packed.device, dtype=torch.int32) * bits
-    return ((words[..., None] >> shifts) & (2**bits - 1)).to(torch.uint8).flatten(-2)
+    return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
 
 
 def _block(bits: int) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def _grouped(x: Tensor, scheme: Scheme) -> tuple[Tensor, int]:
     along, name = (3, "head size") if scheme.axis == "token" else (2, "number of tokens")
     if x.shape[along] % scheme.group:
         raise ValueError(f"group={scheme.group} does not divide the {name}, {x.shape[along]}")
-    return x.unflatten(along, (-1, scheme.group)), along + 1
+    return torch.unflatten(x, along, (-1, scheme.group)), along + 1
 
 
 def _no_zero(scale: Tensor) -> Tensor:

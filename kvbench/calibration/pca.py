@@ -50,7 +50,7 @@ def value_bases(
 @torch.inference_mode()
 def _fit(model: object, geometry: Geometry, tokens: Tensor, stage: Stage) -> list[Tensor]:
     moments: list[Tensor] = []
-    windows = list(tokens[: max(1, len(tokens) // WINDOW) * WINDOW].split(WINDOW))
+    windows = [tokens[i * WINDOW : (i + 1) * WINDOW] for i in range(max(1, len(tokens) // WINDOW))]
     for done, window in enumerate(windows):
         stage("calibrating value bases", done, len(windows))
         cache = capture_cache(geometry, Needs())
@@ -64,7 +64,8 @@ def _fit(model: object, geometry: Geometry, tokens: Tensor, stage: Stage) -> lis
 def _random(geometry: Geometry, layer: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(layer)
     draw = torch.randn(geometry.kv_heads, geometry.head_dim, geometry.head_dim, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(draw)[0].to(geometry.dtype).to(device)
+    basis: Tensor = torch.linalg.qr(draw)[0]
+    return basis.to(geometry.dtype).to(device)
 
 
 def _save(file: Path, bases: list[Tensor], weights_hash: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -118,7 +119,7 @@ class Auditor:
         """Corrupt stored tokens one at a time: a token that changes nothing is hidden, yet takes room."""
         length = self.tokens.shape[1]
         places = sorted({int(i * (length - 1) / (PROBES - 1)) for i in range(PROBES)})
-        hidden = [p for p in places if self._disturbed(method, lambda c, p=p: _corrupt_token(c, p, length), clean) == 0]  # type: ignore[misc]
+        hidden = [p for p in places if self._disturbed(method, partial(_corrupt_token, place=p, length=length), clean) == 0]
         return Check(not hidden, len(hidden) / len(places), f"share of {len(places)} probed tokens that are stored and never read")
 
     def _identity(self, method: Method) -> dict[str, Check]:
@@ -128,7 +129,8 @@ class Auditor:
         own = _own_logits(exact, self.tokens, self.after)
         gap, size = float((ours - own).abs().max()), float(own.abs().max())
         limit = 64 * torch.finfo(own.dtype).eps * size
-        return {"identity": Check(gap <= limit, gap, f"largest logit gap to the model's own DynamicCache (limit {limit:.2g}, 64 roundings)")}
+        detail = f"largest logit gap to the model's own DynamicCache (limit {limit:.2g}, 64 roundings)"
+        return {"identity": Check(gap <= limit, gap, detail)}
 
 
 def _own_logits(runner: Runner, tokens: Tensor, after: Tensor) -> Tensor:

@@ -46,8 +46,9 @@ class TokenScores:
             FloatingPointError: a score is NaN or infinite.
         """
         nll, kl = self.nll[row], self.kl[row]
-        if not bool(torch.isfinite(nll).all() and torch.isfinite(kl).all()):
-            raise FloatingPointError(f"{int((~torch.isfinite(nll)).sum())} of {nll.numel()} token scores are NaN or infinite")
+        broken = ~(torch.isfinite(nll) & torch.isfinite(kl))
+        if bool(broken.any()):
+            raise FloatingPointError(f"{int(broken.sum())} of {nll.numel()} token scores are NaN or infinite")
         return {
             "tokens": nll.numel(),
             "nll": float(nll.double().sum()),
@@ -130,5 +131,5 @@ class _Reference:
         far = ~torch.isfinite(kl) | (kl > 20)  # e^d left float32's comfort: take the long way
         if bool(far.any()):
             log_z[far] = z[far].logsumexp(-1)
-            kl[far] = log_z[far] - self.log_z[far] - mean[far]
+            kl[far] = (log_z[far] - self.log_z[far] - mean[far]).clamp_min(0)
         return log_z, kl

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ class _Bench:
         if not ragged:
             return runner.continuation(prompt, cache, tokens[:, split:], stepwise=stepwise), cache
         cuts = [split, split + 1, split + 6, split + (total - split) // 2, total - 1]
-        parts = [runner.forward(tokens[:, a:b], cache) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [runner.forward(tokens[:, a:b], cache) for a, b in pairwise(cuts)]
         return torch.cat((prompt.last_hidden[:, None], *parts), 1), cache
 
     def blocks(self, protocol: Any, chunk: int) -> Check:

@@ -217,8 +217,9 @@ def _measured(
     fields: Mapping[str, Any], records: MethodRecords, keys: Sequence[str], nll: Mapping[str, float], is_baseline: bool
 ) -> list[Measured]:
     per_sample = {name: {k: records[k][name] / records[k]["tokens"] for k in keys} for name in ("kl", "agree")}
+    low, high = fields["perplexity_low"], fields["perplexity_high"]
     found = [
-        Measured("perplexity", fields["perplexity"], "1", "paired", "lower", "", fields["perplexity_low"], fields["perplexity_high"], nll, "log"),
+        Measured("perplexity", fields["perplexity"], "1", "paired", "lower", "", low, high, nll, "log"),
         Measured("ece", fields["ece"], "1", "paired", "lower", samples={k: _ece(records, [k]) for k in keys}),
         Measured("stored_bytes", fields["stored_bytes"], "bytes", "exact", "lower"),
         Measured("compression_factor", fields["compression_factor"], "1", "exact", "higher"),

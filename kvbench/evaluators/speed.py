@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvbench.evaluators.base import Evaluator, Measured, MethodRecords, Summary, UnitContext, param
+from kvbench.evaluators.base import Better, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.evaluators.points import Point, parse_list, points
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
@@ -157,9 +157,9 @@ def _summary(records: MethodRecords) -> Summary:
     return Summary({**flat, "read_path": READ_PATH, "timings": timings}, measured)
 
 
-def _figures(repeats: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[str, float], str, Any]]:
+def _figures(repeats: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[str, float], str, Better]]:
     """name → (values by repeat, unit, which is better)."""
-    formulas = {
+    formulas: dict[str, tuple[Callable[[Mapping[str, Any]], float], str, Better]] = {
         "ttft_s": (lambda r: r["prefill_s"] + r["compress_s"], "seconds", "lower"),
         "prefill_s": (lambda r: r["prefill_s"], "seconds", "lower"),
         "compress_s": (lambda r: r["compress_s"], "seconds", "lower"),
@@ -167,5 +167,3 @@ def _figures(repeats: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[str, 
         "tokens_per_s": (lambda r: r["batch"] * r["steps"] / r["decode_s"], "tokens/s", "higher"),
     }
     return {name: ({str(i): f(r) for i, r in enumerate(repeats)}, unit, better) for name, (f, unit, better) in formulas.items()}
-
-

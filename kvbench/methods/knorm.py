@@ -22,4 +22,5 @@ class KNorm(Eviction):
     paper: ClassVar[str] = "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression, arXiv 2406.11430"
 
     def score(self, tokens: TokenView) -> Tensor:
-        return -tokens.keys.to(tokens.wide).norm(dim=-1)
+        norm: Tensor = tokens.keys.to(tokens.wide).norm(dim=-1)
+        return -norm

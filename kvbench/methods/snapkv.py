@@ -34,7 +34,7 @@ class SnapKV(Eviction):
         if self.window < 1:
             raise ValueError(f"window={self.window}; it must be at least 1")
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"kernel={self.kernel}; it must be odd, for example {self.kernel + 1}")
+            raise ValueError(f"kernel={self.kernel}; it must be odd, for example {max(1, self.kernel | 1)}")
 
     @property
     def needs(self) -> Needs:

@@ -110,7 +110,7 @@ class Dashboard(App[Outcome]):
         self.theme = THEMES[0].name
         self.theme_changed_signal.subscribe(self, lambda _: self._recolour())
         self._table.focus()
-        self._arrange()
+        self._lay_out()
         self._look()
         self.set_interval(POLL, self._look)
         if not self.is_headless:
@@ -199,9 +199,9 @@ class Dashboard(App[Outcome]):
 
     def on_resize(self, event: Resize) -> None:
         self._extent = event.size
-        self._arrange()
+        self._lay_out()
 
-    def _arrange(self) -> None:
+    def _lay_out(self) -> None:
         """Show the panels that fit and were asked for."""
         one = self._compact_panel if self._compact else None
         self._table.display = not self._zoomed
@@ -216,7 +216,7 @@ class Dashboard(App[Outcome]):
     def action_plot(self, name: str) -> None:
         self._compact_panel = "plot"
         self._plot.choose(name)
-        self._arrange()
+        self._lay_out()
 
     def action_next_plot(self, by: int = 1) -> None:
         names = list(PLOTS)
@@ -234,18 +234,18 @@ class Dashboard(App[Outcome]):
             self._compact_panel = "plot" if self._compact_panel == "details" else "details"
         else:
             self._details_on = not self._details_on
-        self._arrange()
+        self._lay_out()
 
     def action_log(self) -> None:
         if self._compact:
             self._compact_panel = "plot" if self._compact_panel == "log" else "log"
         else:
             self._log_on = not self._log_on
-        self._arrange()
+        self._lay_out()
 
     def action_zoom(self) -> None:
         self._zoomed = not self._zoomed
-        self._arrange()
+        self._lay_out()
 
     def action_axis(self) -> None:
         self._by_factor = not self._by_factor

@@ -68,11 +68,11 @@ class MethodTable(ScrollView, can_focus=True):
         if list(rows) == self._rows and palette is self._palette:
             return
         self._rows, self._palette, self._colours = list(rows), palette, colours
-        self._arrange()
+        self._lay_out()
         if self.selected is None and self._rows:
             self.selected = next((r.label for r in self.body if r.label not in CONTROLS), self._rows[-1].label)
 
-    def _arrange(self) -> None:
+    def _lay_out(self) -> None:
         width = self.size.width
         self._plan = plan(self._rows, width)
         self._best = {c.key: best_labels(self._rows, c) for c in self._plan.columns}
@@ -153,7 +153,7 @@ class MethodTable(ScrollView, can_focus=True):
                 return
 
     def on_resize(self) -> None:
-        self._arrange()
+        self._lay_out()
         self._show_selected()
 
     # -- drawing

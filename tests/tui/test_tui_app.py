@@ -273,7 +273,7 @@ async def test_the_command_palette_knows_our_commands(finished: Path) -> None:
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
         titles = {command.title for command in app.get_system_commands(app.screen)}
-        assert {"Plot: memory", "Sort by KL", "Next theme", "Log", "Help", "Theme"} <= titles
+        assert {"Plot: memory", "Sort by KL", "Next theme", "Log", "Help"} <= titles
 
 
 async def test_a_replay_starts_empty_and_ends_with_the_result(finished: Path) -> None:

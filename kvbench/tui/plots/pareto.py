@@ -69,21 +69,19 @@ def _draw_marks(frame: Frame, found: list[Point], best: set[str], scene: Scene) 
         top = labels[0]
         mark = "◆" if top == scene.selected else "◇" if top == BASELINE else "●" if top in best else "○"
         frame.canvas.text(*cell, mark, scene.ink(top))
-    for cell, labels in by_cell.items():
-        _place_all(frame, cell, labels, scene)
+    left_over = [(cell, _place_right(frame, cell, labels, scene)) for cell, labels in by_cell.items()]
+    for cell, labels in left_over:
+        if labels and not _place(frame, cell, labels, _PLACES[:2], scene):
+            for label in labels:
+                _place(frame, cell, [label], _PLACES, scene)
 
 
-def _place_all(frame: Frame, cell: tuple[int, int], labels: list[str], scene: Scene) -> None:
-    """All to one side, or as many as go right and the rest left, or each wherever it fits."""
+def _place_right(frame: Frame, cell: tuple[int, int], labels: list[str], scene: Scene) -> list[str]:
+    """Write as many of a cell's labels as fit right of its mark; give back the rest."""
     for count in range(len(labels), 0, -1):
-        if _place(frame, cell, labels[:count], _PLACES[:2], scene):
-            rest = labels[count:]
-            if rest and not _place(frame, cell, rest, _PLACES[:2], scene):
-                for label in rest:
-                    _place(frame, cell, [label], _PLACES, scene)
-            return
-    for label in labels:
-        _place(frame, cell, [label], _PLACES, scene)
+        if _place(frame, cell, labels[:count], _PLACES[:1], scene):
+            return labels[count:]
+    return labels
 
 
 def _place(frame: Frame, cell: tuple[int, int], labels: list[str], places: Iterable[tuple[int, int]], scene: Scene) -> bool:
@@ -94,7 +92,9 @@ def _place(frame: Frame, cell: tuple[int, int], labels: list[str], places: Itera
         start = cell[0] + right if right > 0 else cell[0] - length // 2 if right == 0 else cell[0] - 1 - length
         row = cell[1] + down
         inside = frame.left <= start and frame.top <= row < frame.top + frame.height
-        if inside and frame.canvas.is_free(max(0, start - 1), row, length + 1):
+        own = 1 if right > 0 and down == 0 else 2  # cells kept free before it, so that it seems no other mark's label
+        room = min(length + own + 1, frame.canvas.width - start + own)
+        if inside and room >= length + own and frame.canvas.is_free(max(0, start - own), row, room):
             for label, text in zip(labels, texts, strict=True):
                 frame.canvas.text(start, row, text, scene.ink(label))
                 start += len(text)

@@ -1,0 +1,220 @@
+"""Bytes counted by hand, store by store, and tensors found wherever they hide."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from kvbench.caches.buffers import BLOCK
+from kvbench.caches.dense import DenseLayer
+from kvbench.caches.evicted import EvictedLayer
+from kvbench.caches.layer import LayerCache, LayerContext, TokenView, prompt_view
+from kvbench.caches.ledger import ByteLedger, Part, ledger_of, reachable_tensors, storage_bytes
+from kvbench.caches.lowrank import ValueLowRankLayer
+from kvbench.caches.mixed import MixedLayer
+from kvbench.caches.needs import Needs
+from kvbench.caches.observe import Observer
+from kvbench.caches.packing import Scheme
+from kvbench.caches.quantised import KiviLayer, QuantisedLayer
+
+pytestmark = pytest.mark.fast
+B, H, D, N = 2, 3, 16, 100  # rows, KV heads, head size, prompt
+ROWS = B * H
+LENGTH = 8  # an int64 on the device for each buffer, that a captured graph can read
+
+
+class Newest:
+    """Keeps the newest tokens."""
+
+    needs = Needs()
+
+    def score(self, tokens: TokenView) -> torch.Tensor:
+        return tokens.positions
+
+
+def context(dtype: torch.dtype = torch.bfloat16, **more: Any) -> LayerContext:
+    return LayerContext(index=0, layers=1, heads=6, kv_heads=H, head_dim=D, dtype=dtype, **more)
+
+
+def filled(layer: LayerCache, tokens: int = N) -> LayerCache:
+    """``layer`` after a prompt of ``tokens``."""
+    keys, values = torch.randn(2, B, H, tokens, D, generator=torch.Generator().manual_seed(0))
+    layer.adopt(prompt_view(keys, values, D**-0.5, Observer(layer.needs, D**-0.5), layer.context))
+    return layer
+
+
+def decode(layer: LayerCache, tokens: int) -> None:
+    q, k = torch.randn(B, 6, tokens, D), torch.randn(B, H, tokens, D)
+    layer.extend(q, k, k.clone())
+
+
+def check(layer: LayerCache, **expected: int) -> ByteLedger:
+    """The items are as counted by hand, and with the slack they are what the storages hold."""
+    ledger = layer.ledger()
+    wanted = {name.replace("_", " "): size for name, size in expected.items()}
+    assert dict(ledger.items) == wanted
+    assert ledger.stored == sum(wanted.values())
+    assert ledger.allocated == storage_bytes([part.tensor for part in layer.all_parts()])
+    return ledger
+
+
+def test_dense() -> None:
+    dense = ROWS * N * D * 2
+    assert check(filled(DenseLayer(context())), keys=dense, values=dense, lengths=2 * LENGTH).slack == 0
+
+
+def test_room_grows_by_blocks_and_is_slack_until_used() -> None:
+    layer = filled(DenseLayer(context()))
+    decode(layer, 1)
+    used = ROWS * (N + 1) * D * 2
+    assert check(layer, keys=used, values=used, lengths=2 * LENGTH).slack == 2 * ROWS * (BLOCK - N - 1) * D * 2
+
+
+def test_evicted() -> None:
+    dense = ROWS * 25 * D * 2
+    check(filled(EvictedLayer(context(), Newest(), 0.75)), keys=dense, values=dense, lengths=2 * LENGTH)
+
+
+def test_evicted_while_streaming_counts_its_positions() -> None:
+    layer = EvictedLayer(context(protocol="streaming", context=40), Newest(), 0.5)
+    decode(layer, 50)
+    dense = ROWS * 20 * D * 2
+    check(layer, keys=dense, values=dense, positions=ROWS * 20 * 4, lengths=3 * LENGTH)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_quantised_per_token(bits: int) -> None:
+    layer = filled(QuantisedLayer(context(), Scheme(bits, 8), Scheme(8, D, symmetric=True)))
+    scales = ROWS * N * (D // 8) * 2
+    check(
+        layer, keys_codes=ROWS * N * D * bits // 8, keys_scales=scales, keys_zero_points=scales,
+        values_codes=ROWS * N * D, values_scales=ROWS * N * 2, lengths=5 * LENGTH,
+    )  # fmt: skip
+
+
+def test_kivi_counts_its_residuals() -> None:
+    layer = filled(KiviLayer(context(), Scheme(3, 8, "channel"), Scheme(2, 16), residual=32))
+    old, new, left = 96, N - 96, N - 32  # keys: whole residuals; values: all but the newest 32
+    check(
+        layer,
+        keys_codes=ROWS * old * D * 3 // 8, keys_scales=ROWS * (old // 8) * D * 2, keys_zero_points=ROWS * (old // 8) * D * 2,
+        residual_keys=ROWS * new * D * 2,
+        values_codes=ROWS * left * D * 2 // 8, values_scales=ROWS * left * 2, values_zero_points=ROWS * left * 2,
+        residual_values=ROWS * 32 * D * 2,
+        lengths=8 * LENGTH,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_low_rank_lists_its_basis_beside(bits: int) -> None:
+    rank = 6
+    basis = torch.linalg.qr(torch.randn(H, D, D))[0][..., :rank].contiguous()
+    ledger_items: dict[str, int] = {"keys": ROWS * N * D * 2}
+    if bits:
+        ledger_items |= {"value_coefficients_codes": ROWS * N * rank * bits // 8, "lengths": 4 * LENGTH}
+        ledger_items |= dict.fromkeys(("value_coefficients_scales", "value_coefficients_zero_points"), ROWS * N * 2)
+    else:
+        ledger_items |= {"value_coefficients": ROWS * N * rank * 2, "lengths": 2 * LENGTH}
+    ledger = check(filled(ValueLowRankLayer(context(), basis, Scheme(bits, rank) if bits else None)), **ledger_items)
+    assert dict(ledger.artefacts) == {"value basis": H * D * rank * 4}
+
+
+def test_mixed() -> None:
+    layer = filled(
+        MixedLayer(context(), Newest(), retain=0.4, guard=0.25, keys=Scheme(3, 8), values=Scheme(2, 16), window=8, fold=16)
+    )  # fmt: skip
+    decode(layer, 5)
+    guarded, coded = 10, 30  # of the 40 kept
+    dense, recent = ROWS * guarded * D * 2, ROWS * 5 * D * 2
+    check(
+        layer, guarded_keys=dense, guarded_values=dense, recent_keys=recent, recent_values=recent,
+        keys_codes=ROWS * coded * D * 3 // 8, keys_scales=ROWS * coded * 2 * 2, keys_zero_points=ROWS * coded * 2 * 2,
+        values_codes=ROWS * coded * D * 2 // 8, values_scales=ROWS * coded * 2, values_zero_points=ROWS * coded * 2,
+        lengths=10 * LENGTH,
+    )  # fmt: skip
+
+
+def test_a_storage_seen_twice_counts_once() -> None:
+    base = torch.zeros(10, dtype=torch.float32)
+    ledger = ledger_of([Part("a", base[:4], 16), Part("b", base[4:], 8)])
+    assert dict(ledger.items) == {"a": 16, "b": 8}
+    assert ledger.allocated == 40
+
+
+def test_ledgers_add() -> None:
+    total = ByteLedger({"a": 1}, 2, {"w": 3}) + ByteLedger({"a": 4, "b": 5}, 6, {})
+    assert total == ByteLedger({"a": 5, "b": 5}, 8, {"w": 3})
+    assert (total.stored, total.allocated) == (10, 18)
+
+
+class Slotted:
+    __slots__ = ("__hidden", "empty", "shown")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.shown, self.__hidden = None, tensor
+
+
+class Plain:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def method(self) -> None:
+        """Nothing; bound to what holds the tensor."""
+
+
+def closure(tensor: torch.Tensor) -> Any:
+    return lambda: tensor
+
+
+def with_default(tensor: torch.Tensor) -> Any:
+    def function(held: torch.Tensor = tensor, *, named: torch.Tensor = tensor) -> torch.Tensor:
+        return held + named
+
+    return function
+
+
+def tagged(tensor: torch.Tensor) -> torch.Tensor:
+    outer = torch.zeros(1)
+    outer.kept = tensor
+    return outer
+
+
+HIDING_PLACES: dict[str, Any] = {
+    "attribute": Plain,
+    "private slot": Slotted,
+    "closure": closure,
+    "default": with_default,
+    "bound method": lambda t: Plain(t).method,
+    "partial": lambda t: partial(print, t),
+    "partial by name": lambda t: partial(print, end=t),
+    "dict": lambda t: {"a": {"b": t}},
+    "ordered dict": lambda t: OrderedDict(a=t),
+    "list in a tuple": lambda t: ([1, [t]],),
+    "deque": lambda t: deque([t]),
+    "another tensor's attribute": tagged,
+    "a view": lambda t: [t[1:]],
+}
+
+
+@pytest.mark.parametrize("place", HIDING_PLACES)
+def test_a_tensor_is_found(place: str) -> None:
+    tensor = torch.zeros(5)
+    found = reachable_tensors(HIDING_PLACES[place](tensor))
+    assert tensor.untyped_storage().data_ptr() in {t.untyped_storage().data_ptr() for t in found}
+
+
+def test_nothing_is_found_behind_a_stop_and_loops_end() -> None:
+    artefact, loop = Plain(torch.zeros(7)), Plain(torch.zeros(3))
+    loop.me, loop.artefact = loop, artefact
+    assert storage_bytes(loop, [id(artefact)]) == 12
+    assert storage_bytes(loop) == 12 + 28
+
+
+def test_views_of_one_storage_are_one_tensor() -> None:
+    base = torch.zeros(8)
+    assert len(reachable_tensors([base[:2], base[2:], base])) == 1
+    assert storage_bytes([base[:2], base[2:]]) == 32
