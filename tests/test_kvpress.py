@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from kvbench.spec import CorpusSpec, MethodSpec, RunSpec
 GOLDEN: dict[str, Any] = orjson.loads((Path(__file__).parent / "golden" / "kvpress.json").read_bytes())
 OURS = {"none": "baseline"}
 CASES = [("small", name) for name in GOLDEN["small"]["methods"]] + [("small_snapkv_window16", "snapkv")]
+if os.environ.get("KVBENCH_FULL"):  # C = S = 512, four samples: minutes
+    CASES += [("full", name) for name in GOLDEN["full"]["methods"]]
 METHODS = {("small_snapkv_window16", "snapkv"): "snapkv:window=16"}
 pytestmark = [pytest.mark.data, pytest.mark.model]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvbench.shape import Shape, cache_bytes_per_token
 from kvbench.state import RunState
-from kvbench.summary import Row, rows
+from kvbench.summary import Row, evaluators_of, rows
 from kvbench.tui.format import MIB, NONE, TIMES, duration, fixed, signed, size
 
 LABEL_WIDTH = 26
@@ -96,7 +96,7 @@ def _standing(row: Row) -> str | None:
 
 def header(state: RunState) -> list[str]:
     """Model, text and numbers of the run, two lines; what is not known yet is left out."""
-    spec, model, corpus = state.spec, state.model, state.corpus
+    spec, model = state.spec, state.model
     if spec is None:
         return []
     dtype = str(model.get("dtype") or spec.model.dtype)
@@ -109,13 +109,22 @@ def header(state: RunState) -> list[str]:
         str(model.get("device_name") or model.get("device") or ""),
     ]
     second = [
-        str(corpus.get("name") or spec.corpus.name),
-        f"{spec.protocol}, {spec.context} + {spec.continuation} tokens",
-        f"{spec.samples} samples" + (f" in batches of {spec.batch_size}" if spec.batch_size > 1 else ""),
+        *(_text(state) if any(e.needs_text for e in evaluators_of(spec)) else [f"{spec.protocol}, no text"]),
         f"{len(state.methods)} methods",
         duration(state.elapsed),
     ]
     return [textwrap.shorten(" · ".join(filter(None, line)), WIDTH, placeholder=" …") for line in (first, second)]
+
+
+def _text(state: RunState) -> list[str]:
+    spec = state.spec
+    if spec is None:
+        return []
+    return [
+        str(state.corpus.get("name") or spec.corpus.name),
+        f"{spec.protocol}, {spec.context} + {spec.continuation} tokens",
+        f"{spec.samples} samples" + (f" in batches of {spec.batch_size}" if spec.batch_size > 1 else ""),
+    ]
 
 
 def _heads(state: RunState) -> str:

@@ -20,6 +20,9 @@ def expected_bytes(method: Method, shape: Shape, context: int, cache_dtype: str 
     decides by threshold stores what its scores say.
     """
     dtype = getattr(torch, _AUTO if cache_dtype == "auto" else cache_dtype)
+    ends = [_layer_bytes(method, shape, index, context, dtype) for index in (0, shape.layers - 1)]
+    if ends[0] == ends[1]:  # budgets that differ by layer do so monotonically
+        return ends[0] * shape.layers
     return sum(_layer_bytes(method, shape, index, context, dtype) for index in range(shape.layers))
 
 

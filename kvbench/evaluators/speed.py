@@ -40,7 +40,7 @@ class Speed(Evaluator):
     batch: str = param("1", "sequences at once; several as 1+8+32")
     context: str = param("", "prompt lengths, tokens, as 2048+32768; empty is the run's --context")
     steps: int = param(16, "decode steps timed")
-    repeats: int = param(3, "timed repeats")
+    repeats: int = param(5, "timed repeats; below 4, compare can show no difference")
     warmup: int = param(1, "repeats before them, not counted")
 
     def __post_init__(self) -> None:

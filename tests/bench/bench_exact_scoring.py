@@ -189,7 +189,7 @@ def _report(bench: Bench, given: argparse.Namespace) -> None:
     for label in bench.labels:
         stepwise = bench.by_token[label] + share if bench.by_token else None
         rows.append(_row(label, ours[label] + share, floor[label], stepwise))
-    whole = _row("total", *(sum(row[key] for row in rows) for key in ("ours_s", "floor_s")), _stepwise_total(rows))
+    whole = _row("total", sum(row["ours_s"] for row in rows), sum(row["floor_s"] for row in rows), _stepwise_total(rows))
     worst = max(rows[1:], key=lambda row: row["over_floor"])
     print(tabulate([*rows, whole], headers="keys", floatfmt=".3f", missingval=""))
     rounds = [sum(t[i] for t in bench.ours.values()) / sum(t[i] for t in bench.floor.values()) for i in range(given.repeats)]

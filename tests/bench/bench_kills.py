@@ -43,8 +43,10 @@ AT_START = 0.25
 """Share of kills whose moment is drawn from the time before the first unit."""
 PROGRESS = 0.7
 """Share of the scoring that kills are spread over: the run must still be going on at the last one."""
-PATIENCE = 300.0
+PATIENCE = 900.0
 """Seconds after which a run that does not go on is given up."""
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz    "
+"""Of the text."""
 TIMES = frozenset({"seconds"})
 """Fields of a record that no two runs share."""
 
@@ -81,23 +83,28 @@ def _arguments() -> argparse.Namespace:
 
 
 def _make_model(folder: Path, seed: int) -> None:
-    """A tiny model with 128 tokens, each of them a word."""
+    """A tiny model with 128 tokens: one for each byte of plain text, as in a byte-level BPE without merges."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from kvbench.engine.tiny import make_tiny_config
 
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**make_tiny_config("qwen2"))).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({"<unk>": 0, **{f"w{i}": i for i in range(1, 128)}}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+    plain, end = [*map(chr, range(33, 127)), "Ġ", "Ċ"], "<|endoftext|>"  # space and newline as byte-level BPE spells them
+    rest = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(plain))
+    vocabulary = {token: i for i, token in enumerate([end, *plain, *rest][:128])}
+    letters = Tokenizer(models.BPE(vocabulary, []))
+    letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=letters, eos_token=end).save_pretrained(folder)
 
 
 def _make_corpus(path: Path, given: argparse.Namespace) -> None:
+    """Random words: text that this model predicts no worse than any other."""
     rng, count = random.Random(given.seed), given.samples * (given.context + given.continuation) + 1000
-    path.write_text(" ".join(f"w{rng.randrange(1, 128)}" for _ in range(count)))
+    path.write_text("".join(rng.choice(CHARACTERS) for _ in range(count)))
 
 
 # -- a run and its processes
@@ -178,7 +185,9 @@ class _Pace:
 
     @classmethod
     def of(cls, folder: RunFolder, kills: int) -> _Pace:
-        events = folder.read()
+        events, state = folder.read(), folder.state()
+        if state.status != "finished":
+            raise RuntimeError(f"the undisturbed run {state.status}: {state.error}")
         first = next(e.at for e in events if isinstance(e, ev.UnitStarted))
         working = sum(e.seconds for e in events if isinstance(e, ev.UnitFinished))
         return cls(first - events[0].at, 2 * PROGRESS * working / max(1, kills * (1 - AT_START)))
@@ -237,7 +246,7 @@ def _kill(run: _Run, target: str) -> _Hit | None:
     run.wait_until(found)
     if None in pids or run.is_over:
         return None
-    state = run.folder.state()
+    unit, done = _in_flight(run.folder)
     for pid in filter(None, pids):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -245,7 +254,18 @@ def _kill(run: _Run, target: str) -> _Hit | None:
         run.wait_until(lambda: run.worker() != pids[0])
     else:
         run.wait_until(lambda: not run.folder.is_alive())
-    return _Hit(target, state.current_unit, len(state.done))
+    return _Hit(target, unit, done)
+
+
+def _in_flight(folder: RunFolder) -> tuple[str | None, int]:
+    """The unit that the living worker is in, or ``None``, and how many units are done."""
+    unit, done = None, 0
+    for event in folder.read():
+        if isinstance(event, ev.UnitFinished):
+            done += 1
+        if isinstance(event, (ev.WorkerStarted, ev.UnitStarted, ev.UnitFinished)):
+            unit = event.unit if isinstance(event, ev.UnitStarted) else None
+    return unit, done
 
 
 # -- comparing
