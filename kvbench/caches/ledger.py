@@ -114,8 +114,8 @@ def _attributes(item: object) -> Iterator[object]:
     """Instance attributes, slots and what a function or a partial holds: places where a tensor can hide."""
     yield from getattr(item, "__dict__", {}).values()
     for cls in type(item).__mro__:
-        for slot in cls.__dict__.values():
-            if isinstance(slot, MemberDescriptorType):
+        for slot in cls.__dict__.values() if "__slots__" in cls.__dict__ else ():
+            if isinstance(slot, MemberDescriptorType):  # under whatever name: private ones are mangled
                 with suppress(AttributeError):  # an empty slot
                     yield slot.__get__(item)
     for cell in getattr(item, "__closure__", None) or ():

@@ -14,8 +14,7 @@ from typing import Any
 from kvbench.evaluators.base import BASELINE
 from kvbench.methods.base import CONTROLS
 from kvbench.state import RunState
-from kvbench.summary import evaluators_of
-from kvbench.summary import Row
+from kvbench.summary import Row, evaluators_of
 from kvbench.tui.format import MIB, size
 
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -57,10 +56,11 @@ def subject(state: RunState) -> list[str]:
     if spec is None:
         return []
     per_token = kib_per_token(state)
+    corpus = str(state.corpus.get("name") or spec.corpus.name)
+    scored = [corpus, spec.protocol, f"C {spec.context} + S {spec.continuation}", f"{spec.samples} samples"]
     reads_text = any(evaluator.needs_text for evaluator in evaluators_of(spec))
-    text = [str(state.corpus.get("name") or spec.corpus.name), f"C {spec.context} + S {spec.continuation}", f"{spec.samples} samples"]
     facts = [
-        model_name(state), *(text if reads_text else []), spec.protocol, dtype(state), device(state),
+        model_name(state), *(scored if reads_text else [spec.protocol]), dtype(state), device(state),
         f"baseline {per_token:.1f} KiB/token" if per_token else "",
     ]  # fmt: skip
     return [fact for fact in facts if fact]
