@@ -24,7 +24,7 @@ from kvbench.caches.quantised import KiviLayer, QuantisedLayer
 pytestmark = pytest.mark.fast
 B, H, D, N = 2, 3, 16, 100  # rows, KV heads, head size, prompt
 ROWS = B * H
-LENGTH = 8  # an int64 on the device for each buffer, that a captured graph can read
+LENGTH = 16  # two int64 on the device for each buffer, start and length, that a captured graph can read
 
 
 class Newest:

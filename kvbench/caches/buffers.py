@@ -20,6 +20,9 @@ BLOCK = 256
 class TokenBuffer:
     """Rows of one kind for a growing number of tokens: ``[B, H, length, W]``.
 
+    The tokens lie at ``start … start + length`` of the room, so that forgetting the oldest moves nothing;
+    they move to the front when the room's end is reached, once in about ``BLOCK`` appends.
+
     Args:
         name: Its name in the byte ledger.
         dtype: Number format of the rows.
@@ -27,9 +30,9 @@ class TokenBuffer:
 
     def __init__(self, name: str, dtype: torch.dtype) -> None:
         self.name, self.dtype = name, dtype
-        self.length = 0
+        self.start, self.length = 0, 0
         self.room: Tensor | None = None  # [B, H, capacity, W]
-        self.device_length: Tensor | None = None  # [1] int64
+        self.device_span: Tensor | None = None  # [2] int64: start and length, where a captured graph reads them
 
     @property
     def capacity(self) -> int:
@@ -37,50 +40,51 @@ class TokenBuffer:
 
     def append(self, rows: Tensor) -> None:
         """Write ``rows`` ``[B, H, n, W]`` behind what is there."""
-        n = rows.shape[2]
-        self.reserve(n, like=rows)
-        assert self.room is not None  # reserve() made both
-        assert self.device_length is not None
-        self.room[:, :, self.length : self.length + n] = rows
-        self.length += n
-        self.device_length.add_(n)
+        room = self.reserve(rows.shape[2], like=rows)
+        end = self.start + self.length
+        room[:, :, end : end + rows.shape[2]] = rows.detach()
+        self._move(0, rows.shape[2])
 
-    def reserve(self, n: int, *, like: Tensor) -> None:
-        """Have room for ``n`` more tokens. The first room is exact; later it grows by whole blocks."""
+    def reserve(self, n: int, *, like: Tensor) -> Tensor:
+        """Have room for ``n`` more tokens, and return it. The first room is exact; later it grows by whole blocks."""
         if self.room is None:
-            self._allocate(n, like)
-            self.device_length = torch.zeros(1, dtype=torch.int64, device=like.device)
-        elif self.length + n > self.capacity:
-            old, kept = self.room, self.length
-            self._allocate(-(-(kept + n) // BLOCK) * BLOCK, like)
-            self.room[:, :, :kept] = old[:, :, :kept]
+            self.device_span = torch.zeros(2, dtype=torch.int64, device=like.device)
+            self.room = self._new_room(n, like)
+        elif self.start + self.length + n > self.capacity:
+            held = self.view()
+            fits = self.length + n <= self.capacity and self.start >= self.length  # no overlap, so no copy of the copy
+            room = self.room if fits else self._new_room(-(-(self.length + n) // BLOCK) * BLOCK, like)
+            room[:, :, : self.length] = held
+            self.room = room
+            self._move(-self.start, 0)
+        return self.room
 
-    def _allocate(self, capacity: int, like: Tensor) -> None:
-        shape = (like.shape[0], like.shape[1], capacity, like.shape[3])
-        self.room = torch.empty(shape, dtype=self.dtype, device=like.device)
+    def _new_room(self, capacity: int, like: Tensor) -> Tensor:
+        return torch.empty((*like.shape[:2], capacity, like.shape[3]), dtype=self.dtype, device=like.device)
+
+    def _move(self, start: int, length: int) -> None:
+        """Change both lengths, the host's and the device's, without waiting for the device."""
+        self.start += start
+        self.length += length
+        if self.device_span is not None:
+            self.device_span[0].add_(start)
+            self.device_span[1].add_(length)
 
     def view(self) -> Tensor:
         """``[B, H, length, W]`` without copying."""
         if self.room is None:
             raise RuntimeError(f"{self.name} is read before anything was stored")
-        return self.room[:, :, : self.length]
-
-    def replace(self, rows: Tensor) -> None:
-        """Hold exactly ``rows`` from now on, in the room there is if they fit."""
-        if self.room is None or rows.shape[0] != self.room.shape[0] or rows.shape[2] > self.capacity:
-            self.room, self.length = None, 0
-        self.length = 0
-        if self.device_length is not None:
-            self.device_length.zero_()
-        self.append(rows)
+        return self.room[:, :, self.start : self.start + self.length]
 
     def keep(self, index: Tensor) -> None:
         """Keep the tokens at ``index`` ``[B, H, m]``, in that order."""
-        self.replace(gather_tokens(self.view(), index))
+        kept = gather_tokens(self.view(), index)
+        self._move(-self.start, -self.length)
+        self.append(kept)
 
     def drop_front(self, n: int) -> None:
         """Forget the oldest ``n`` tokens."""
-        self.replace(self.view()[:, :, n:].clone())
+        self._move(-self.start if n == self.length else n, -n)
 
     def reorder(self, rows: Tensor) -> None:
         """Select rows of the batch."""
@@ -88,11 +92,11 @@ class TokenBuffer:
             self.room = self.room.index_select(0, rows.to(self.room.device))
 
     def parts(self) -> Iterator[Part]:
-        if self.room is None or self.device_length is None:
+        if self.room is None or self.device_span is None:
             return
         row = self.room.shape[0] * self.room.shape[1] * self.room.shape[3] * self.room.element_size()
         yield Part(self.name, self.room, self.length * row)
-        yield Part("lengths", self.device_length, self.device_length.element_size())
+        yield Part("lengths", self.device_span, self.device_span.nbytes)
 
 
 def gather_tokens(rows: Tensor, index: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ The same observer serves both protocols: over a prompt it looks once at all of i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kvbench.caches.attend import grouped_scores
+from kvbench.caches.buffers import TokenBuffer
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
 from kvbench.caches.rope import Rope
@@ -53,37 +54,47 @@ class Moments:
         shift = self.total / self.count
         return self.origin + shift, self.outer / self.count - shift[..., :, None] * shift[..., None, :]
 
+    def reorder(self, rows: Tensor) -> None:
+        """Select rows of the batch."""
+        for name in ("origin", "total", "outer"):
+            held = getattr(self, name)
+            if held is not None:
+                setattr(self, name, held.index_select(0, rows.to(held.device)))
+
     def parts(self) -> Iterator[Part]:
         for tensor in (self.origin, self.total, self.outer):
             if tensor is not None:
                 yield Part("query moments", tensor, tensor.nbytes)
 
 
-@dataclass
 class Observer:
     """Follows the queries of one layer.
 
-    Attributes:
+    Args:
         needs: What is asked for; nothing else is computed or held.
-        window: The last ``needs.window`` queries, ``[B, Hq, w, D]``.
-        attention: Attention received by each kept token so far, summed over queries, ``[B, Hq, T]`` float32 or wider.
+        scaling: The model's softmax scale. rope: Its rotary embedding, for ``needs.moments``.
     """
 
-    needs: Needs
-    scaling: float
-    rope: Rope | None = None
-    window: Tensor | None = None
-    attention: Tensor | None = None
-    moments: list[Moments] = field(default_factory=list)
+    def __init__(self, needs: Needs, scaling: float, rope: Rope | None = None) -> None:
+        self.needs, self.scaling, self.rope = needs, scaling, rope
+        self.moments = [Moments(skip) for skip in needs.moments]
+        self._window: TokenBuffer | None = None
+        self._sums: TokenBuffer | None = None
 
-    def __post_init__(self) -> None:
-        self.moments = [Moments(skip) for skip in self.needs.moments]
+    @property
+    def window(self) -> Tensor | None:
+        """The last ``needs.window`` queries, ``[B, Hq, w, D]``."""
+        return None if self._window is None else self._window.view()
+
+    @property
+    def attention(self) -> Tensor | None:
+        """Attention received by each kept token so far, summed over queries, ``[B, Hq, T]``, float32 or wider."""
+        return None if self._sums is None else self._sums.view()[..., 0]
 
     def follow(self, q: Tensor, keys: Tensor, first: int) -> None:
         """See queries ``q`` ``[B, Hq, m, D]`` at positions ``first…`` over ``keys`` ``[B, Hkv, T, D]``, the last m being their own."""
         if self.needs.window:
-            held = q if self.window is None else torch.cat((self.window, q), 2)
-            self.window = held[:, :, -self.needs.window :].clone()
+            self._keep_window(q)
         if self.needs.attention:
             self._add_attention(q, keys)
         if self.moments:
@@ -93,38 +104,45 @@ class Observer:
             for m in self.moments:
                 m.add(flat[:, :, max(0, m.skip - first) :])
 
+    def _keep_window(self, q: Tensor) -> None:
+        if self._window is None:
+            self._window = TokenBuffer("window queries", q.dtype)
+        newest = q[:, :, -self.needs.window :]
+        leaving = self._window.length + newest.shape[2] - self.needs.window
+        if leaving > 0:
+            self._window.drop_front(leaving)
+        self._window.append(newest)
+
     def _add_attention(self, q: Tensor, keys: Tensor) -> None:
-        total = keys.shape[2]
-        before = 0 if self.attention is None else self.attention.shape[2]
-        sums = q.new_zeros(q.shape[0], q.shape[1], total, dtype=torch.promote_types(q.dtype, torch.float32))
-        if self.attention is not None:
-            sums[:, :, :before] = self.attention
-        m = q.shape[2]
+        """Add the block's attention, a slab of queries at a time; its own tokens start at zero."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        if self._sums is None:
+            self._sums = TokenBuffer("attention sums", wide)
+        m, total = q.shape[2], keys.shape[2]
+        self._sums.append(q.new_zeros(*q.shape[:3], 1, dtype=wide))
+        sums = self._sums.view()[..., 0]
         for start in range(0, m, SLAB):
             end = min(m, start + SLAB)
             seen = total - m + end  # keys that the slab's last query sees
-            probs = grouped_scores(q[:, :, start:end], keys[:, :, :seen], self.scaling).softmax(-1)
-            sums[:, :, :seen] += probs.sum(2)
-        self.attention = sums
+            sums[:, :, :seen] += grouped_scores(q[:, :, start:end], keys[:, :, :seen], self.scaling).softmax(-1).sum(2)
 
     def keep(self, index: Tensor) -> None:
         """Follow an eviction: ``index`` ``[B, Hkv, m]``."""
-        if self.attention is not None:
-            groups = self.attention.shape[1] // index.shape[1]
-            self.attention = self.attention.gather(2, index.repeat_interleave(groups, 1))
+        if self._sums is not None:
+            groups = self._sums.view().shape[1] // index.shape[1]
+            self._sums.keep(index.repeat_interleave(groups, 1))
 
     def reorder(self, rows: Tensor) -> None:
         """Select rows of the batch."""
-        for holder, names in ((self, ("window", "attention")), *((m, ("origin", "total", "outer")) for m in self.moments)):
-            for name in names:
-                held = getattr(holder, name)
-                if held is not None:
-                    setattr(holder, name, held.index_select(0, rows.to(held.device)))
+        for buffer in (self._window, self._sums):
+            if buffer is not None:
+                buffer.reorder(rows)
+        for m in self.moments:
+            m.reorder(rows)
 
     def parts(self) -> Iterator[Part]:
-        if self.window is not None:
-            yield Part("window queries", self.window, self.window.nbytes)
-        if self.attention is not None:
-            yield Part("attention sums", self.attention, self.attention.nbytes)
+        for buffer in (self._window, self._sums):
+            if buffer is not None:
+                yield from buffer.parts()
         for m in self.moments:
             yield from m.parts()

@@ -149,7 +149,7 @@ class _Floor:
         if part == PREFILL:
             return _timed(lambda: self._model(self._bench.context, past_key_values=cache, logits_to_keep=1).logits)[0]
         seconds, _ = _timed(lambda: self._model(self._bench.targets, past_key_values=cache).logits)
-        cache.crop(self._bench.context.shape[1])
+        cache.crop(-self._bench.targets.shape[1])  # negative: so many tokens less
         return seconds
 
 

@@ -1,0 +1,177 @@
+"""``kvbench.make_cache`` on a model that goes on serving other caches as before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import kvbench
+from kvbench.errors import UnknownName, UnsupportedModel, UsageError
+
+pytestmark = pytest.mark.fast
+NEW = 12
+METHODS = ("kivi:bits=2,group=16,residual=32", "snapkv:window=16", "hybrid:group=16,window=16", "v_lowrank:rank=4", "int4:group=16")
+
+
+@pytest.fixture
+def model(family: str, tiny_model: Callable[..., Any]) -> Any:
+    return tiny_model(family)
+
+
+@pytest.fixture
+def prompt() -> torch.Tensor:
+    return torch.randint(3, 128, (2, 96), generator=torch.Generator().manual_seed(0))
+
+
+def generate(model: Any, prompt: torch.Tensor, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greedy tokens, and the logits of every step."""
+    how.setdefault("attention_mask", torch.ones_like(prompt))
+    out = model.generate(
+        prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True, **how
+    )  # fmt: skip
+    return out.sequences, torch.stack(out.logits)
+
+
+def cache_of(model: Any, method: str) -> Any:
+    return kvbench.make_cache(model, method, calibration_tokens=torch.randint(3, 128, (256,), generator=torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generate_stores_fewer_bytes_than_the_baseline(method: str, model: Any, prompt: torch.Tensor) -> None:
+    stored = {}
+    for name in ("baseline", method):
+        cache = cache_of(model, name)
+        tokens, _ = generate(model, prompt, past_key_values=cache)
+        assert tokens.shape == (2, 96 + NEW)
+        assert cache.get_seq_length() == 96 + NEW - 1  # the last token is never read
+        stored[name] = cache.ledger().stored
+    assert stored[method] < stored["baseline"]
+
+
+def test_the_baseline_generates_what_the_model_does(model: Any, prompt: torch.Tensor) -> None:
+    tokens, logits = generate(model, prompt)
+    own_tokens, own_logits = generate(model, prompt, past_key_values=cache_of(model, "baseline"))
+    assert torch.equal(own_tokens, tokens)
+    torch.testing.assert_close(own_logits, logits, rtol=0, atol=1e-5)  # generate hands logits out in float32
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+def test_other_caches_give_what_they_gave_before(padding: int, model: Any, prompt: torch.Tensor) -> None:
+    from transformers import DynamicCache
+
+    mask = torch.ones_like(prompt)
+    mask[1, :padding] = 0
+    before = generate(model, prompt, attention_mask=mask, past_key_values=DynamicCache())
+    generate(model, prompt, attention_mask=mask, past_key_values=cache_of(model, "snapkv:window=16"))
+    after = generate(model, prompt, attention_mask=mask, past_key_values=DynamicCache())
+    assert torch.equal(after[0], before[0])
+    assert torch.equal(after[1], before[1])
+
+
+def test_no_cache_and_a_static_one_too(model: Any, prompt: torch.Tensor) -> None:
+    whole, static = model(prompt, use_cache=False).logits, generate(model, prompt, cache_implementation="static")
+    cache_of(model, "int4:group=16")
+    assert torch.equal(model(prompt, use_cache=False).logits, whole)
+    again = generate(model, prompt, cache_implementation="static")
+    assert torch.equal(again[0], static[0])
+    torch.testing.assert_close(again[1], static[1], rtol=0, atol=1e-5)
+
+
+def sliding_model(window: int) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "mistral", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_hidden_layers=2, intermediate_size=64,
+        vocab_size=128, sliding_window=window, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+def test_a_sliding_model_slides_as_before(padding: int, prompt: torch.Tensor) -> None:
+    from transformers import DynamicCache
+
+    model, mask = sliding_model(40), torch.ones_like(prompt)
+    mask[1, :padding] = 0
+    before = generate(model, prompt, attention_mask=mask, past_key_values=DynamicCache(config=model.config))
+    cache_of(model, "knorm")
+    after = generate(model, prompt, attention_mask=mask, past_key_values=DynamicCache(config=model.config))
+    assert torch.equal(after[0], before[0])
+    torch.testing.assert_close(after[1], before[1], rtol=0, atol=1e-5)
+
+
+def test_a_compressed_cache_does_not_go_beyond_a_sliding_window(prompt: torch.Tensor) -> None:
+    model = sliding_model(100)
+    with pytest.raises(UnsupportedModel, match="sliding layers see 100 tokens, and 101 have been read"):
+        generate(model, prompt, past_key_values=cache_of(model, "knorm"))
+    assert generate(model, prompt[:, :80], past_key_values=cache_of(model, "knorm"))[0].shape == (2, 80 + NEW)
+
+
+def test_a_padded_row_gives_what_it_gives_alone(model: Any, prompt: torch.Tensor) -> None:
+    mask = torch.ones_like(prompt)
+    mask[1, :30] = 0
+    tokens, _ = generate(model, prompt, attention_mask=mask, past_key_values=cache_of(model, "tova"))
+    alone, _ = generate(model, prompt[1:, 30:], past_key_values=cache_of(model, "tova"))
+    assert torch.equal(tokens[1, 96:], alone[0, 66:])
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "says"),
+    [
+        ("kivvi", UnknownName, "unknown method 'kivvi'; did you mean kivi"),
+        ("kivi:bit=2", UnknownName, "did you mean bits"),
+        ("kivi:bits=5", UsageError, "bits=5; it must be 2, 3, 4 or 8, for example 4"),
+        ("int4:group=5", UsageError, r"method 'int4:group=5': group=5 does not divide the head size, 16; the nearest that does is 4"),
+        ("v_lowrank:rank=17", UsageError, "rank=17 is above the head size; the largest is 16"),
+        ("snapkv:window=1.5", UsageError, "window=1.5 is not int"),
+    ],
+)
+def test_a_method_that_cannot_be_is_refused_and_nothing_changes(
+    method: str, error: type[UsageError], says: str, tiny_model: Callable[..., Any]
+) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(error, match=says) as caught:
+        kvbench.make_cache(model, method)
+    assert caught.value.hint
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_ratio_is_refused_by_its_range(tiny_model: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match=r"compression_ratio=1.0; .* \[0, 1\)"):
+        kvbench.make_cache(tiny_model("llama"), "knorm", compression_ratio=1.0)
+
+
+def test_a_basis_needs_text_where_no_tokenizer_is(tiny_model: Callable[..., Any]) -> None:
+    with pytest.raises(UsageError, match="no tokenizer is found") as caught:
+        kvbench.make_cache(tiny_model("llama"), "v_lowrank")
+    assert "calibration_tokens=" in str(caught.value.hint)
+
+
+class Configured:
+    """All that is looked at before a refusal."""
+
+    def __init__(self, **config: Any) -> None:
+        from transformers import AutoConfig
+
+        self.config = AutoConfig.for_model(**config)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"model_type": "gemma2"}, "'gemma2' cannot be benchmarked: it has soft-capped attention scores"),
+        ({"model_type": "deepseek_v3"}, "'deepseek_v3' cannot be benchmarked: it has latent attention"),
+        ({"model_type": "gpt2"}, "'gpt2' cannot be benchmarked: it has no rotary position embedding"),
+        ({"model_type": "cohere"}, "interleaved"),
+        ({"model_type": "mamba"}, "state-space layers"),
+        ({"model_type": "t5"}, "encoder-decoder"),
+    ],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_a_model_that_would_be_measured_wrongly_is_refused(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(UnsupportedModel, match=says):
+        kvbench.make_cache(Configured(**config), "knorm")
