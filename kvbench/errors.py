@@ -115,5 +115,7 @@ class RunBusy(KvbenchError):
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The registered names closest to ``name``, best first (possibly none)."""
-    return difflib.get_close_matches(name, sorted(known), n=count, cutoff=0.5)
+    """The registered names closest to ``name``, best first, then those that contain it (possibly none)."""
+    names = sorted(known)
+    contain = [other for other in names if len(name) > 2 and name in other]
+    return list(dict.fromkeys([*difflib.get_close_matches(name, names, n=count, cutoff=0.5), *contain]))[:count]

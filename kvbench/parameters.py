@@ -31,14 +31,14 @@ def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
     for key, value in spec.params:
         if key not in known:
             raise UnknownName(f"parameter of {kind} {spec.name}:", key, known, hint=f"kvbench list {kind}s")
-        values[key] = _coerce(spec, key, value, known[key].type)
+        values[key] = _coerce(spec, key, value, known[key].type, kind)
     try:
         return cls(**values)
     except ValueError as error:
         raise UsageError(f"{kind} '{spec.label}': {error}", hint=f"kvbench list {kind}s") from error
 
 
-def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any) -> ParamValue:
+def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any, kind: str) -> ParamValue:
     kinds = {part.strip() for part in str(annotation).split("|")}
     if "float" in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -47,4 +47,4 @@ def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any) -> Pa
     if "str" in kinds:
         return str(value)
     wanted = " or ".join(sorted(kinds - {"None"}))
-    raise UsageError(f"{spec.name}: {key}={value} is not {wanted}")
+    raise UsageError(f"{kind} '{spec.label}': {key}={value} is not {wanted}", hint=f"kvbench list {kind}s")

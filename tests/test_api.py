@@ -29,9 +29,8 @@ def prompt() -> torch.Tensor:
 def generate(model: Any, prompt: torch.Tensor, **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy tokens, and the logits of every step."""
     how.setdefault("attention_mask", torch.ones_like(prompt))
-    out = model.generate(
-        prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, return_dict_in_generate=True, output_logits=True, **how
-    )  # fmt: skip
+    how |= {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    out = model.generate(prompt, return_dict_in_generate=True, output_logits=True, **how)
     return out.sequences, torch.stack(out.logits)
 
 

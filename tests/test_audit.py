@@ -83,6 +83,15 @@ class UnderstatingLayer(EvictedLayer):
         self.hidden_copy = prompt.keys.clone()
 
 
+class RoomyLayer(EvictedLayer):
+    """Evicts half of a long prompt and keeps the room that the whole of it took."""
+
+    def compress(self, prompt: TokenView) -> None:
+        super().compress(prompt)
+        for store in (self.keys_store, self.values_store):
+            store.buffer.room = torch.cat((store.buffer.view(), torch.zeros_like(prompt.keys).repeat(1, 1, 4, 1)), 2)
+
+
 @dataclass(frozen=True)
 class Cheat(Eviction):
     name: ClassVar[str] = "cheat"
@@ -119,6 +128,7 @@ def verdict(session: Session, method: Method) -> Any:
         (HoardingLayer, "simulated"),
         (UnreadLayer, "no-op"),
         (UnderstatingLayer, "simulated"),
+        (RoomyLayer, "simulated"),
         (EvictedLayer, "real"),
     ],
 )

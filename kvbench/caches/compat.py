@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
@@ -14,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 ATTENTION = "kvbench"
 """Name of kvbench's attention function; holds neither ``sdpa`` nor ``flex_attention``, which are special-cased."""
 
-__all__ = ["ATTENTION", "AnyLayer", "Cache", "query_length", "register"]
+__all__ = ["ATTENTION", "AnyLayer", "Cache", "OwnLength", "query_length", "register"]
 
 
 class AnyLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -39,12 +40,28 @@ def query_length(argument: int | Tensor) -> int:
     return argument if isinstance(argument, int) else int(argument.shape[0])
 
 
-def _padding_only(*_: Any, attention_mask: Tensor | None = None, kv_length: int = 0, kv_offset: int = 0, **__: Any) -> Tensor | None:
-    """The two-dimensional padding mask, or ``None`` where nothing is padded: kvbench's attention owns causality itself."""
-    if attention_mask is None:
-        return None
-    covers = attention_mask.shape[-1] == kv_length + kv_offset  # not so in a static cache, whose empty room must be told apart
-    return None if covers and bool(attention_mask.all()) else attention_mask
+class OwnLength(int):
+    """Number of keys, from a layer of kvbench's: it sees to padding itself, and nothing need be asked of the device."""
+
+
+def _padding_only(*_: Any, attention_mask: Tensor | None = None, kv_length: int = 0, kv_offset: int = 0, **sizes: Any) -> Tensor | None:
+    """The padding mask ``[B, tokens seen]``: kvbench's attention owns causality itself.
+
+    For other caches it is ``None`` where nothing is padded, and always given where a static cache has room beyond the tokens seen.
+    """
+    if isinstance(kv_length, OwnLength):
+        return attention_mask
+    seen, device = _tokens_seen(**sizes)
+    if kv_offset + kv_length > seen:
+        return torch.ones(1, seen, dtype=torch.bool, device=device) if attention_mask is None else attention_mask[:, :seen]
+    return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+
+
+def _tokens_seen(*, q_length: int = 0, q_offset: int | Tensor = 0, cache_position: Tensor | None = None, **sizes: Any) -> tuple[int, Any]:
+    """Tokens read with this forward's own, and the device they are on, from what a mask function is told (new) or was (old)."""
+    if cache_position is not None:
+        return int(cache_position[-1]) + 1, cache_position.device
+    return int(q_offset) + q_length, sizes.get("device")
 
 
 def register(function: Callable[..., Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.attend import causal
-from kvbench.caches.compat import AnyLayer, query_length
+from kvbench.caches.compat import AnyLayer, OwnLength, query_length
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
@@ -261,7 +261,7 @@ class LayerCache(AnyLayer):
         return self.seen
 
     def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
-        return self.seen + query_length(query), 0
+        return OwnLength(self.seen + query_length(query)), 0
 
     def reset(self) -> None:
         """Refused: what was compressed away cannot be had back.

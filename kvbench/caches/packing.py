@@ -98,26 +98,27 @@ def quantise(x: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[Tenso
     Raises:
         ValueError: the group does not divide the axis it runs along.
     """
-    grouped, dim = _grouped(x, scheme)
+    grouped, dim = _grouped(x.to(torch.promote_types(x.dtype, torch.float32)), scheme)
     if scheme.symmetric:
         scale = grouped.abs().amax(dim, keepdim=True) / (scheme.centre - 1)
         scale, zero = scale.to(scale_dtype), None
-        codes = grouped / _no_zero(scale.to(x.dtype)) + scheme.centre
+        codes = grouped / _no_zero(scale.to(grouped.dtype)) + scheme.centre
     else:
         low, high = grouped.amin(dim, keepdim=True), grouped.amax(dim, keepdim=True)
         zero = low.to(scale_dtype)
-        scale = ((high - zero.to(x.dtype)) / scheme.levels).to(scale_dtype)
-        codes = (grouped - zero.to(x.dtype)) / _no_zero(scale.to(x.dtype))
+        scale = ((high - zero.to(grouped.dtype)) / scheme.levels).to(scale_dtype)
+        codes = (grouped - zero.to(grouped.dtype)) / _no_zero(scale.to(grouped.dtype))
     codes = codes.round().clamp(0, scheme.levels).to(torch.uint8)
     return codes.reshape(x.shape), scale.squeeze(dim), None if zero is None else zero.squeeze(dim)
 
 
 def dequantise(codes: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme, dtype: torch.dtype) -> Tensor:
-    """``x̂`` ``[B, H, T, D]`` in ``dtype`` from what :func:`quantise` returned."""
-    grouped, dim = _grouped(codes.to(dtype), scheme)
-    wide = scale.to(dtype).unsqueeze(dim)
-    x = (grouped - scheme.centre) * wide if zero is None else grouped * wide + zero.to(dtype).unsqueeze(dim)
-    return x.reshape(codes.shape)
+    """``x̂`` ``[B, H, T, D]`` in ``dtype`` from what :func:`quantise` returned; the arithmetic is float32 or wider, as a kernel's is."""
+    wide = torch.promote_types(dtype, torch.float32)
+    grouped, dim = _grouped(codes.to(wide), scheme)
+    steps = scale.to(wide).unsqueeze(dim)
+    x = (grouped - scheme.centre) * steps if zero is None else grouped * steps + zero.to(wide).unsqueeze(dim)
+    return x.reshape(codes.shape).to(dtype)
 
 
 def _grouped(x: Tensor, scheme: Scheme) -> tuple[Tensor, int]:

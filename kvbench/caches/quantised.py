@@ -69,12 +69,15 @@ class KiviLayer(LayerCache):
         return self.keys_store.length + self.new_keys.length
 
     def compress(self, prompt: TokenView) -> None:
-        old = prompt.seen - prompt.seen % self.residual
-        if old:
-            self.keys_store.append(prompt.keys[:, :, :old])
-        self.new_keys.append(prompt.keys[:, :, old:])
-        self.new_values.append(prompt.values)
-        self._flush_values()
+        """Quantise straight from the prompt, so that no room is ever taken for it dense."""
+        old_keys = prompt.seen - prompt.seen % self.residual
+        old_values = max(0, prompt.seen - self.residual)
+        if old_keys:
+            self.keys_store.append(prompt.keys[:, :, :old_keys])
+        if old_values:
+            self.values_store.append(prompt.values[:, :, :old_values])
+        self.new_keys.append(prompt.keys[:, :, old_keys:])
+        self.new_values.append(prompt.values[:, :, old_values:])
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.new_keys.append(keys)

@@ -109,14 +109,14 @@ def header(state: RunState) -> list[str]:
         str(model.get("device_name") or model.get("device") or ""),
     ]
     second = [
-        *(_text(state) if any(e.needs_text for e in evaluators_of(spec)) else [f"{spec.protocol}, no text"]),
+        *(_text_read(state) if any(e.needs_text for e in evaluators_of(spec)) else [f"{spec.protocol}, no text"]),
         f"{len(state.methods)} methods",
         duration(state.elapsed),
     ]
     return [textwrap.shorten(" · ".join(filter(None, line)), WIDTH, placeholder=" …") for line in (first, second)]
 
 
-def _text(state: RunState) -> list[str]:
+def _text_read(state: RunState) -> list[str]:
     spec = state.spec
     if spec is None:
         return []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 READ_PATH = "reference"
 """How stored bytes were read while the clock ran: dequantised in plain PyTorch."""
-SETTLING_STEPS = 2
+SETTLING_STEPS = 1
 """Decode steps before the clock starts, after every compression."""
 
 

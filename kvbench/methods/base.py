@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext, TokenView
     from kvbench.models import Shape
 
-__all__ = ["CONTROLS", "METHODS", "Eviction", "Method", "expand", "must_divide", "param", "refuse", "resolve"]
+__all__ = ["CONTROLS", "METHODS", "Eviction", "Method", "check_window", "expand", "must_divide", "param", "refuse", "resolve"]
 
 CONTROLS = ("baseline", "random")
 """In every table: what nothing removed gives, and what removing without thought gives."""
@@ -145,6 +145,18 @@ def must_divide(name: str, value: int, total: int, what: str) -> None:
     if value < 1 or total % value:
         best = min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - value))
         raise ValueError(f"{name}={value} does not divide the {what}, {total}; the nearest that does is {best}")
+
+
+def check_window(window: int, kernel: int) -> None:
+    """Refuse an observation window or a pooling width that cannot be.
+
+    Raises:
+        ValueError: with the nearest value.
+    """
+    if window < 1:
+        raise ValueError(f"window={window}; it must be at least 1")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel}; it must be odd, for example {max(1, kernel | 1)}")
 
 
 def refuse(spec: MethodSpec | str, error: ValueError) -> UsageError:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.needs import Needs
-from kvbench.methods.base import Method, must_divide, param
-from kvbench.methods.quantised import check_bits, whole_or
+from kvbench.methods.base import Method, check_window, must_divide, param
+from kvbench.methods.quantised import check_bits, check_packing, whole_or
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +48,9 @@ class Hybrid(Method):
             raise ValueError(f"pyramid={self.pyramid}; it lies in [0, 1)")
         if (1 + self.pyramid) * self.retain > 1:
             raise ValueError(f"pyramid={self.pyramid} makes the bottom layer keep more than all; the largest is {1 / self.retain - 1:.3g}")
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0 or self.group < 0:
-            raise ValueError(f"window={self.window}, kernel={self.kernel}, group={self.group}; window ≥ 1, kernel odd, group ≥ 0")
+        if self.group < 0:
+            raise ValueError(f"group={self.group}; it must be 0 or more")
+        check_window(self.window, self.kernel)
 
     @property
     def needs(self) -> Needs:
@@ -57,6 +58,7 @@ class Hybrid(Method):
 
     def check(self, shape: Shape) -> None:
         must_divide("group", whole_or(self.group, shape.head_dim), shape.head_dim, "head size")
+        check_packing(shape.head_dim, k_bits=self.k_bits, v_bits=self.v_bits)
 
     def score(self, tokens: TokenView) -> Tensor:
         """Importance ``[B, Hkv, T]``."""

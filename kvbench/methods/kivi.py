@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.methods.base import Method, must_divide, param
-from kvbench.methods.quantised import check_bits, whole_or
+from kvbench.methods.quantised import check_bits, check_packing, whole_or
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
@@ -43,6 +43,7 @@ class Kivi(Method):
 
     def check(self, shape: Shape) -> None:
         must_divide("group", whole_or(self.group, shape.head_dim), shape.head_dim, "head size")
+        check_packing(shape.head_dim, k_bits=self.k_bits or self.bits, v_bits=self.v_bits or self.bits)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.packing import Scheme

@@ -26,6 +26,18 @@ def check_bits(**given: int) -> None:
             raise ValueError(f"{name}={bits}; it must be 2, 3, 4 or 8, for example {near}")
 
 
+def check_packing(head_dim: int, **given: int) -> None:
+    """Refuse codes of one head that do not fill whole bytes.
+
+    Raises:
+        ValueError: names the parameter and the nearest width that does.
+    """
+    for name, bits in given.items():
+        if head_dim * bits % 8:
+            near = min((b for b in BITS if head_dim * b % 8 == 0), key=lambda b: abs(b - bits))
+            raise ValueError(f"{name}={bits}: codes of a head of {head_dim} do not fill whole bytes; the nearest that do have {near} bits")
+
+
 def whole_or(group: int, head_dim: int) -> int:
     """Group 0, or one wider than the head, is the whole head."""
     return head_dim if group == 0 else min(group, head_dim)
@@ -48,6 +60,7 @@ class PerToken(Method):
 
     def check(self, shape: Shape) -> None:
         must_divide("group", whole_or(self.group, shape.head_dim), shape.head_dim, "head size")
+        check_packing(shape.head_dim, k_bits=self.k_bits, v_bits=self.v_bits)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.packing import Scheme

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.needs import Needs
-from kvbench.methods.base import Eviction, param
+from kvbench.methods.base import Eviction, check_window, param
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,10 +31,7 @@ class SnapKV(Eviction):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1:
-            raise ValueError(f"window={self.window}; it must be at least 1")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"kernel={self.kernel}; it must be odd, for example {max(1, self.kernel | 1)}")
+        check_window(self.window, self.kernel)
 
     @property
     def needs(self) -> Needs:

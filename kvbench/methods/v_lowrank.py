@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.methods.base import Method, must_divide, param
+from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
@@ -25,7 +25,6 @@ class VLowRank(Method):
     family: ClassVar[str] = "low rank"
     paper: ClassVar[str] = "truncated PCA of values; cf. Palu, arXiv 2407.21118"
     calibration: ClassVar[str] = "pca"
-    variants: ClassVar[tuple[str, ...]] = ("v_lowrank", "v_lowrank:bits=8")
     rank: int = param(0, "basis columns; 0 is half the head size")
     basis: str = param("pca", "pca or random")
     bits: int = param(0, "bits of coefficients: 8, 4 or 0 (dense)")
@@ -41,8 +40,9 @@ class VLowRank(Method):
     def check(self, shape: Shape) -> None:
         if self.rank > shape.head_dim:
             raise ValueError(f"rank={self.rank} is above the head size; the largest is {shape.head_dim}")
-        if self.bits == 4:
-            must_divide("rank", 2, self._rank(shape.head_dim), "rank (two 4-bit codes a byte)")
+        rank = self._rank(shape.head_dim)
+        if self.bits == 4 and rank % 2:
+            raise ValueError(f"rank={rank} is odd, and two 4-bit codes fill a byte; the nearest even rank is {max(2, rank - 1)}")
 
     def _rank(self, head_dim: int) -> int:
         return self.rank or head_dim // 2

@@ -6,9 +6,9 @@ import math
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-NONE = "–"  # noqa: RUF001
+NONE = "–"
 """What is not known (yet)."""
-TIMES = "×"  # noqa: RUF001
+TIMES = "×"
 
 
 def fixed(value: float | None, decimals: int, width: int = 0) -> str:

@@ -30,7 +30,7 @@ from kvbench.tui.theme import NIGHT, PAPER
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        (fixed(17.384, 2, 6), "17.38"), (fixed(12345.678, 2, 6), "12346"), (fixed(1.5e9, 2, 6), "2e9"), (fixed(None, 2), "–"),  # noqa: RUF001
+        (fixed(17.384, 2, 6), "17.38"), (fixed(12345.678, 2, 6), "12346"), (fixed(1.5e9, 2, 6), "2e9"), (fixed(None, 2), "–"),
         (fixed(math.inf, 2), "∞"), (signed(0.5, 2, 8), "+0.50"), (signed(-0.5, 2, 8), "-0.50"), (duration(3723), "1:02:03"),
         (duration(59.6), "1:00"), (size(1024), "1.0 KiB"), (size(1000), "1000 B"), (size(3 * 1024**3), "3.0 GiB"),
         (plain_number(0.0003), "3e-4"), (plain_number(20.0), "20"),
