@@ -119,5 +119,5 @@ class Evaluator:
         raise NotImplementedError
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
-        """Figures by method from whatever records there are so far."""
+        """Figures by method from whatever records there are so far; a method's depend on its own and the baseline's alone."""
         raise NotImplementedError
