@@ -158,3 +158,8 @@ def test_built_in_methods_are_real(label: str, session: Session) -> None:
 def test_the_baseline_is_the_model_itself(session: Session) -> None:
     identity = Auditor(session, 64, 8, ["baseline"]).examine("baseline").checks["identity"]
     assert identity.passed, identity
+
+
+def test_the_audit_does_not_take_its_own_states_for_a_copy(session: Session) -> None:
+    """At 16 tokens a layer's keys are no larger than the hidden states that the audit itself holds."""
+    assert Auditor(session, 16, 8, ["int8"]).examine("int8").checks["no copy survives"].passed

@@ -72,7 +72,7 @@ class Auditor:
         counted = cache.ledger()
         ledger = _ledger_check(cache)
         clean = self.runner.forward(self.after, cache)
-        copies = _copies_check(cache, known, self._key_bytes())
+        copies = _copies_check(cache, [*known, clean], self._key_bytes())
         del known
         canary = self._canary(method, clean)
         share = counted.stored / self.session.baseline_bytes(self.tokens.shape[1])
