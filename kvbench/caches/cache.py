@@ -63,6 +63,7 @@ class Geometry:
     Attributes:
         layers, heads, kv_heads, head_dim: Counts and head size.
         dtype: Compute dtype. rope: Rotary embedding or ``None``. devices: One a layer.
+        modules: The attention modules, one a layer.
     """
 
     layers: int
@@ -72,6 +73,7 @@ class Geometry:
     dtype: torch.dtype
     rope: Rope | None
     devices: tuple[torch.device, ...]
+    modules: tuple[nn.Module, ...] = ()
 
     @classmethod
     def of(cls, model: Any) -> Geometry:
@@ -87,6 +89,7 @@ class Geometry:
             dtype=model.dtype,
             rope=None if rotary is None else Rope(rotary),
             devices=tuple(_device_of(layer) for layer in decoder_of(model).layers),
+            modules=tuple(_attention_modules(model)),
         )
 
 
@@ -99,10 +102,28 @@ def _device_of(layer: nn.Module) -> torch.device:
     return next(layer.parameters()).device
 
 
+def _attention_modules(model: Any) -> list[nn.Module]:
+    """The attention modules in order of layers, told by what kvbench's attention function is called with."""
+    found = [m for m in decoder_of(model).modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling") and hasattr(m, "config")]
+    return sorted(found, key=lambda module: int(module.layer_idx))
+
+
 def use_kvbench_attention(model: Any) -> None:
-    """Select kvbench's attention function; ordinary caches go on working."""
+    """Select kvbench's attention function, and let caches see hidden states; ordinary caches go on working."""
     if model.config._attn_implementation != ATTENTION:
         model.set_attn_implementation(ATTENTION)
+    for module in _attention_modules(model):
+        if not any(hook is _hand_hidden for hook in module._forward_pre_hooks.values()):
+            module.register_forward_pre_hook(_hand_hidden, with_kwargs=True)
+
+
+def _hand_hidden(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before a layer's attention: let a cache layer that asks for hidden states have them."""
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, KVCache):
+        layer = cache.layers[int(module.layer_idx)]  # type: ignore[arg-type]
+        if layer.needs.hidden or layer.needs.surrogate:
+            layer.hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
 
 @dataclass(frozen=True)
@@ -118,7 +139,7 @@ class CacheOptions:
 
 def build_cache(method: Method, geometry: Geometry, options: CacheOptions, artefacts: Artefacts) -> KVCache:
     """An empty cache of ``method``."""
-    layers = []
+    layers: list[LayerCache] = []
     for index in range(geometry.layers):
         context = LayerContext(
             index=index,
@@ -133,11 +154,13 @@ def build_cache(method: Method, geometry: Geometry, options: CacheOptions, artef
             seed=options.seed,
             rope=geometry.rope,
             artefacts={name: tensors[index] for name, tensors in artefacts.items()},
+            module=geometry.modules[index] if geometry.modules else None,
         )
         make = partial(method.layer, context)
         layer = make()
         layer.make = make
         layers.append(layer)
+    method.join(layers)
     return KVCache(layers, method.label)
 
 
@@ -162,12 +185,16 @@ class CaptureLayer(LayerCache):
         raise RuntimeError("a captured prompt is not continued; build a method's cache from it")
 
 
-def capture_cache(geometry: Geometry, needs: Needs) -> KVCache:
+def capture_cache(geometry: Geometry, needs: Needs, artefacts: Artefacts | None = None) -> KVCache:
     """A cache that records a prompt's keys, values and ``needs``."""
+    g, calibrated = geometry, artefacts or {}
     contexts = (
-        LayerContext(i, geometry.layers, geometry.heads, geometry.kv_heads, geometry.head_dim, geometry.dtype, rope=geometry.rope)
-        for i in range(geometry.layers)
-    )
+        LayerContext(
+            i, g.layers, g.heads, g.kv_heads, g.head_dim, g.dtype, rope=g.rope,
+            artefacts={name: tensors[i] for name, tensors in calibrated.items()},
+        )
+        for i in range(g.layers)
+    )  # fmt: skip
     return KVCache([CaptureLayer(context, needs) for context in contexts], "prompt")
 
 

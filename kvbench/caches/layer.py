@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvbench.caches.attend import causal
 from kvbench.caches.compat import AnyLayer, OwnLength, query_length
@@ -41,6 +41,7 @@ class LayerContext:
         seed: Seed of methods that draw.
         rope: The model's rotary embedding, or ``None``.
         artefacts: Calibrated tensors by name, for this layer.
+        module: The model's attention module of this layer, where there is a model.
     """
 
     index: int
@@ -55,6 +56,7 @@ class LayerContext:
     seed: int = 0
     rope: Rope | None = None
     artefacts: Mapping[str, Tensor] = field(default_factory=dict)
+    module: nn.Module | None = None
 
 
 @dataclass
@@ -115,6 +117,8 @@ class LayerCache(AnyLayer):
         self.seen, self.batch = 0, 1
         self.scaling = context.head_dim**-0.5
         self.observer: Observer | None = None
+        self.hidden: Tensor | None = None
+        """What the attention module was given for the tokens at hand, ``[B, n, hidden]``; only while they pass, and if ``needs`` ask."""
         self.make: Callable[[], LayerCache] | None = None
         """Makes an empty layer like this one; set by the cache, used for rows of different lengths."""
         self.rows: list[LayerCache] = []
@@ -132,6 +136,9 @@ class LayerCache(AnyLayer):
     @abstractmethod
     def attend(self, q: Tensor) -> Tensor:
         """``[B, Hq, m, D]`` over what is stored; the last m stored tokens are the queries' own."""
+
+    def join_rows(self) -> None:
+        """Tie the rows of a padded batch to other layers, where a method couples layers. Nothing by default."""
 
     def settle(self) -> None:
         """Between two blocks: flush a full residual, evict down to the budget. Nothing by default."""
@@ -172,6 +179,12 @@ class LayerCache(AnyLayer):
             ``[B, Hq, n, D]``.
         """
         self.scaling = scaling
+        try:
+            return self._forward(q, k, v, scaling, padding)
+        finally:
+            self.hidden = None
+
+    def _forward(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None) -> Tensor:
         if self.rows or (self.seen == 0 and padding is not None and not bool(padding.all())):
             return self._forward_rows(q, k, v, scaling, padding)
         if self.seen == 0 and self.context.protocol == "prefill":
@@ -188,17 +201,19 @@ class LayerCache(AnyLayer):
             if padding is None or self.make is None:
                 raise ValueError("a left-padded batch needs a cache from kvbench.make_cache and its attention mask")
             self.rows = [self.make() for _ in skips]
+            self.join_rows()
             skips = (padding.shape[1] - padding.sum(1)).tolist()
         for row, (layer, skip) in enumerate(zip(self.rows, skips, strict=True)):
             own = slice(row, row + 1)
+            layer.hidden = None if self.hidden is None else self.hidden[own, skip:]
             out[own, :, skip:] = layer.forward(q[own, :, skip:], k[own, :, skip:], v[own, :, skip:], scaling)
         self.seen += q.shape[2]
         return out
 
     def view_of(self, q: Tensor, k: Tensor, v: Tensor) -> TokenView:
         """A prompt as ``compress`` is given it."""
-        observer = Observer(self.needs, self.scaling, self.context.rope)
-        observer.follow(q, k, 0)
+        observer = Observer(self.needs, self.scaling, self.context.rope, self.context.artefacts)
+        observer.follow(q, k, 0, self.hidden)
         return prompt_view(k, v, self.scaling, observer, self.context)
 
     def adopt(self, prompt: TokenView) -> None:
@@ -210,13 +225,14 @@ class LayerCache(AnyLayer):
     def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Fresh tokens through the cache, block by block; exactly what one at a time would give."""
         if self.observer is None and self.context.protocol == "streaming" and self.needs.any:
-            self.observer = Observer(self.needs, self.scaling, self.context.rope)
+            self.observer = Observer(self.needs, self.scaling, self.context.rope, self.context.artefacts)
         self.batch = q.shape[0]
-        total, done, outs = q.shape[2], 0, []
+        total, done, outs, hidden = q.shape[2], 0, [], self.hidden
         while done < total:
             left = total - done
             n = min(left, self.stable_for() or left)
             block = slice(done, done + n)
+            self.hidden = None if hidden is None else hidden[:, block]
             outs.append(self._block(q[:, :, block], k[:, :, block], v[:, :, block]))
             done += n
         return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
@@ -226,7 +242,7 @@ class LayerCache(AnyLayer):
         out = self.attend(q)
         if self.observer is not None:
             keys = self.observed_keys(q.dtype) if self.needs.attention else k
-            self.observer.follow(q, keys, self.seen)
+            self.observer.follow(q, keys, self.seen, self.hidden)
         self.seen += q.shape[2]
         self.settle()
         return out

@@ -1,4 +1,4 @@
-"""What a method declares that it wants to know of the queries. Importable without torch."""
+"""What a method declares that it wants to know beside keys and values. Importable without torch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ class Needs:
         window: How many of the last queries.
         attention: The attention that each key received, summed over all queries.
         moments: For each entry, mean and covariance of the queries before RoPE, that many first positions left out.
+        hidden: What the attention module was given, one state a token.
+        surrogate: Scores of each token from a calibrated model of its hidden state (KVzap).
     """
 
     window: int = 0
     attention: bool = False
     moments: tuple[int, ...] = ()
+    hidden: bool = False
+    surrogate: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What serves both."""
@@ -25,6 +29,8 @@ class Needs:
             max(self.window, other.window),
             self.attention or other.attention,
             tuple(sorted({*self.moments, *other.moments})),
+            self.hidden or other.hidden,
+            self.surrogate or other.surrogate,
         )
 
     @property

@@ -6,8 +6,9 @@ The same observer serves both protocols: over a prompt it looks once at all of i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from kvbench.caches.buffers import TokenBuffer
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
 from kvbench.caches.rope import Rope
+from kvbench.caches.surrogate import surrogate_scores
 
 SLAB = 128  # queries whose attention is held at once
 
@@ -54,6 +56,10 @@ class Moments:
         shift = self.total / self.count
         return self.origin + shift, self.outer / self.count - shift[..., :, None] * shift[..., None, :]
 
+    def copy(self) -> Moments:
+        """The same sums, to be added to apart; no tensor is ever changed in place."""
+        return replace(self)
+
     def reorder(self, rows: Tensor) -> None:
         """Select rows of the batch."""
         for name in ("origin", "total", "outer"):
@@ -68,18 +74,22 @@ class Moments:
 
 
 class Observer:
-    """Follows the queries of one layer.
+    """Follows the queries of one layer, and its hidden states where a method reads those.
 
     Args:
         needs: What is asked for; nothing else is computed or held.
         scaling: The model's softmax scale. rope: Its rotary embedding, for ``needs.moments``.
+        artefacts: The layer's calibrated tensors, for ``needs.surrogate``.
     """
 
-    def __init__(self, needs: Needs, scaling: float, rope: Rope | None = None) -> None:
-        self.needs, self.scaling, self.rope = needs, scaling, rope
+    def __init__(self, needs: Needs, scaling: float, rope: Rope | None = None, artefacts: Mapping[str, Tensor] | None = None) -> None:
+        self.needs, self.scaling, self.rope, self.artefacts = needs, scaling, rope, artefacts or {}
         self.moments = [Moments(skip) for skip in needs.moments]
         self._window: TokenBuffer | None = None
         self._sums: TokenBuffer | None = None
+        self._scores: TokenBuffer | None = None
+        self.hidden: Tensor | None = None
+        """The last forward's hidden states ``[B, n, hidden]``: a prompt's, where the method reads them."""
 
     @property
     def window(self) -> Tensor | None:
@@ -91,8 +101,16 @@ class Observer:
         """Attention received by each kept token so far, summed over queries, ``[B, Hq, T]``, float32 or wider."""
         return None if self._sums is None else self._sums.view()[..., 0]
 
-    def follow(self, q: Tensor, keys: Tensor, first: int) -> None:
-        """See queries ``q`` ``[B, Hq, m, D]`` at positions ``first…`` over ``keys`` ``[B, Hkv, T, D]``, the last m being their own."""
+    @property
+    def surrogate(self) -> Tensor | None:
+        """Scores of the kept tokens from their hidden states, ``[B, Hkv, T]``, float32 or wider."""
+        return None if self._scores is None else self._scores.view()[..., 0]
+
+    def follow(self, q: Tensor, keys: Tensor, first: int, hidden: Tensor | None = None) -> None:
+        """See queries ``q`` ``[B, Hq, m, D]`` at positions ``first…`` over ``keys`` ``[B, Hkv, T, D]``, the last m being their own.
+
+        ``hidden`` ``[B, m, hidden]`` is what the attention module was given for the same tokens.
+        """
         if self.needs.window:
             self._keep_window(q)
         if self.needs.attention:
@@ -103,6 +121,32 @@ class Observer:
             flat = self.rope.unrotate(q, first)
             for m in self.moments:
                 m.add(flat[:, :, max(0, m.skip - first) :])
+        if self.needs.hidden:
+            self.hidden = hidden
+        if self.needs.surrogate:
+            self._add_scores(hidden)
+
+    def _add_scores(self, hidden: Tensor | None) -> None:
+        if hidden is None:
+            raise ValueError("this method reads hidden states, and the model's attention module was not called with any")
+        scores = surrogate_scores(hidden, self.artefacts)
+        if self._scores is None:
+            self._scores = TokenBuffer("surrogate scores", scores.dtype)
+        self._scores.append(scores[..., None])
+
+    def fork(self, needs: Needs) -> Self:
+        """An observer of its own that goes on from here with what ``needs`` asks for; this one may be shared."""
+        mine = type(self)(needs, self.scaling, self.rope, self.artefacts)
+        mine.moments = [m.copy() for m in self.moments if m.skip in needs.moments]
+        if needs.window and self._window is not None:
+            mine._keep_window(self._window.view())
+        for name, wanted in (("_sums", needs.attention), ("_scores", needs.surrogate)):
+            held: TokenBuffer | None = getattr(self, name)
+            if wanted and held is not None:
+                own = TokenBuffer(held.name, held.dtype)
+                own.append(held.view())
+                setattr(mine, name, own)
+        return mine
 
     def _keep_window(self, q: Tensor) -> None:
         if self._window is None:
@@ -131,17 +175,19 @@ class Observer:
         if self._sums is not None:
             groups = self._sums.view().shape[1] // index.shape[1]
             self._sums.keep(index.repeat_interleave(groups, 1))
+        if self._scores is not None:
+            self._scores.keep(index)
 
     def reorder(self, rows: Tensor) -> None:
         """Select rows of the batch."""
-        for buffer in (self._window, self._sums):
+        for buffer in (self._window, self._sums, self._scores):
             if buffer is not None:
                 buffer.reorder(rows)
         for m in self.moments:
             m.reorder(rows)
 
     def parts(self) -> Iterator[Part]:
-        for buffer in (self._window, self._sums):
+        for buffer in (self._window, self._sums, self._scores):
             if buffer is not None:
                 yield from buffer.parts()
         for m in self.moments:

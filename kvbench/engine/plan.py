@@ -71,13 +71,19 @@ def resolve_methods(spec: RunSpec) -> dict[str, Method]:
     """Row label → method, the baseline first.
 
     Raises:
-        UsageError: the baseline is missing, or a method cannot be built from its parameters.
+        UsageError: the baseline is missing, a method cannot be built from its parameters, or the protocol is none of its own.
     """
     from kvbench.methods.base import resolve
 
     if BASELINE not in [m.label for m in spec.methods]:
         raise UsageError("there is nothing to compare with: the methods lack 'baseline'", hint=f"add {BASELINE} to the methods")
-    return {m.label: resolve(m, spec) for m in sorted(spec.methods, key=lambda m: m.label != BASELINE)}
+    methods = {m.label: resolve(m, spec) for m in sorted(spec.methods, key=lambda m: m.label != BASELINE)}
+    for label, method in methods.items():
+        if spec.protocol not in method.protocols:
+            raise UsageError(
+                f"method '{label}' cannot follow protocol '{spec.protocol}'", hint=f"--protocol {method.protocols[0]}, or leave it out"
+            )
+    return methods
 
 
 def all_evaluators(spec: RunSpec) -> list[Evaluator]:

@@ -54,7 +54,7 @@ class Runner:
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, needs: Needs) -> Prompt:
         """Run a prompt ``[B, C]`` once, uncompressed, gathering what methods need."""
-        cache = capture_cache(self.geometry, needs)
+        cache = capture_cache(self.geometry, needs, self.artefacts)
         hidden = self.forward(tokens, cache)
         return Prompt(captured(cache), hidden[:, -1].clone())
 

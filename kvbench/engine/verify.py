@@ -73,7 +73,8 @@ def conformance(method: Method, family: str, sizes: Sizes) -> list[Check]:
         UsageError: the method's parameters do not fit a head of 16.
     """
     bench = _Bench(method, family, sizes)
-    found = [bench.blocks("prefill", 1), bench.blocks("streaming", 1), bench.blocks("streaming", 7)]
+    ways: list[tuple[str, int]] = [("prefill", 1), ("streaming", 1), ("streaming", 7)]
+    found = [bench.blocks(protocol, chunk) for protocol, chunk in ways if protocol in method.protocols]
     return [*found, bench.batch_row(), bench.padded_row(), bench.generates(), bench.ledger()]
 
 

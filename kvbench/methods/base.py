@@ -31,6 +31,7 @@ class Method:
     Class attributes:
         name: Registered name. title: As written in papers. family: Heading in ``kvbench list methods``.
         paper: Source (title, arXiv id). variants: What ``all`` runs of it, if not the name alone; ``in_all``: whether it does at all.
+        protocols: Under which it is defined.
         calibration: Name of the calibrated artefact it needs, or ``None``.
     """
 
@@ -40,6 +41,7 @@ class Method:
     paper: ClassVar[str]
     variants: ClassVar[tuple[str, ...]] = ()
     in_all: ClassVar[bool] = True
+    protocols: ClassVar[tuple[str, ...]] = ("prefill", "streaming")
     calibration: ClassVar[str | None] = None
 
     @property
@@ -55,6 +57,9 @@ class Method:
     def layer(self, context: LayerContext) -> LayerCache:
         """An empty layer that stores by this method's rule."""
         raise NotImplementedError(f"{type(self).__name__} does not say how a layer stores")
+
+    def join(self, layers: Sequence[LayerCache]) -> None:
+        """Tie the layers of a new cache together, where the method couples layers. Nothing by default."""
 
     def check(self, shape: Shape) -> None:
         """Refuse a model that the parameters do not fit, before it is loaded.
