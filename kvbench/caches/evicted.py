@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -35,11 +36,18 @@ def best_tokens(scores: Tensor, count: int) -> Tensor:
     return ranking(scores)[..., :count].sort(-1).values
 
 
-class Scorer(Protocol):
-    """What an eviction method adds: how much each token is worth keeping."""
+class Rule(Protocol):
+    """What an eviction method adds: how many tokens stay, and how much each is worth keeping."""
 
     @property
     def needs(self) -> Needs: ...
+
+    @property
+    def evict_every(self) -> int | None:
+        """Tokens between two evictions while decoding; ``None`` lets the cache grow after the prompt."""
+
+    def kept(self, tokens: int, layer: LayerContext) -> int:
+        """How many of ``tokens`` are kept in each KV head of ``layer``."""
 
     def score(self, tokens: TokenView) -> Tensor:
         """``[B, Hkv, T]``, higher is kept."""
@@ -48,23 +56,37 @@ class Scorer(Protocol):
 class EvictedLayer(DenseLayer):
     """Keeps the best tokens of each KV head.
 
-    ``prefill``: the prompt is cut once to ``kept_count(prompt, ratio)`` tokens and the cache grows after it.
-    ``streaming``: after every ``chunk_size`` tokens it is cut to ``kept_count(context, ratio)``.
+    ``prefill``: the prompt is cut once to ``rule.kept(prompt)`` tokens; the cache then grows, or is cut down to
+    the same number again after every ``rule.evict_every`` tokens. ``streaming``: after every ``chunk_size``
+    tokens it is cut to ``rule.kept(context)``.
 
     Args:
-        scorer: The method's rule. ratio: Fraction removed.
+        rule: The method's.
     """
 
-    def __init__(self, context: LayerContext, scorer: Scorer, ratio: float) -> None:
-        super().__init__(context, scorer.needs)
-        self.scorer, self.ratio = scorer, ratio
+    def __init__(self, context: LayerContext, rule: Rule) -> None:
+        super().__init__(context, rule.needs)
+        self.rule, self.origin = rule, 0
         streaming = context.protocol == "streaming"
-        self.budget = kept_count(context.context or 1, ratio) if streaming else None
-        self.positions = TokenBuffer("positions", torch.int32) if streaming else None
+        self.every = context.chunk_size if streaming else rule.evict_every
+        self.budget = rule.kept(context.context or 1, context) if streaming else None
+        self.positions = TokenBuffer("positions", torch.int32) if self.every else None
 
     def compress(self, prompt: TokenView) -> None:
-        index = best_tokens(self.scorer.score(prompt), kept_count(prompt.seen, self.ratio))
-        self.append(gather_tokens(prompt.keys, index), gather_tokens(prompt.values, index))
+        budget = self.rule.kept(prompt.keys.shape[2], self.context)
+        self.take(prompt, best_tokens(self.rule.score(replace(prompt, budget=budget)), budget))
+
+    def take(self, prompt: TokenView, index: Tensor) -> None:
+        """Keep the prompt's tokens at ``index`` ``[B, Hkv, m]``, and that many while decoding."""
+        self.keys_store.append(gather_tokens(prompt.keys, index))
+        self.values_store.append(gather_tokens(prompt.values, index))
+        if self.positions is None:
+            return
+        self.budget, self.origin = index.shape[-1], prompt.seen
+        self.positions.append(prompt.positions.gather(2, index)[..., None].int())
+        if self.needs.any:
+            self.observer = prompt.observed.fork(self.needs)
+            self.observer.keep(index)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         super().append(keys, values)
@@ -74,18 +96,19 @@ class EvictedLayer(DenseLayer):
             self.positions.append(fresh[:, None].expand(*keys.shape[:3], 1))
 
     def stable_for(self) -> int | None:
-        if self.budget is None:
+        if self.every is None or self.budget is None:
             return None
-        chunk = self.context.chunk_size
         room = self.budget - self.keys_store.length
-        to_boundary = chunk - self.seen % chunk
-        return max(to_boundary, to_boundary + (room - to_boundary) // chunk * chunk)
+        to_boundary = self.every - (self.seen - self.origin) % self.every
+        return max(to_boundary, to_boundary + (room - to_boundary) // self.every * self.every)
 
     def settle(self) -> None:
-        """Streaming: at a chunk's end, evict down to the budget."""
-        if self.budget is None or self.positions is None or self.seen % self.context.chunk_size or self.keys_store.length <= self.budget:
+        """At a boundary, evict down to the budget."""
+        if self.every is None or self.budget is None or self.positions is None:
             return
-        index = best_tokens(self.scorer.score(self._view()), self.budget)
+        if (self.seen - self.origin) % self.every or self.keys_store.length <= self.budget:
+            return
+        index = best_tokens(self.rule.score(self._view()), self.budget)
         self.keys_store.keep(index)
         self.values_store.keep(index)
         self.positions.keep(index)
@@ -94,10 +117,10 @@ class EvictedLayer(DenseLayer):
 
     def _view(self) -> TokenView:
         if self.positions is None:
-            raise RuntimeError("positions are followed in streaming only")
+            raise RuntimeError("positions are followed only where tokens are evicted while decoding")
         keys, values = self.keys_store.buffer.view(), self.values_store.buffer.view()
-        observer = self.observer or _nothing(self)
-        return TokenView(keys, values, self.positions.view()[..., 0].long(), self.seen, self.scaling, observer, self.context)
+        observer, positions = self.observer or _nothing(self), self.positions.view()[..., 0].long()
+        return TokenView(keys, values, positions, self.seen, self.scaling, observer, self.context, self.budget)
 
     def observed_keys(self, dtype: torch.dtype) -> Tensor:
         return self.keys_store.read(dtype)

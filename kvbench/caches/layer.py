@@ -70,6 +70,7 @@ class TokenView:
         scaling: The model's softmax scale.
         observed: What the method's ``needs`` asked for.
         layer: Where this is.
+        budget: Tokens that will be kept of these, where that is known.
     """
 
     keys: Tensor
@@ -79,6 +80,7 @@ class TokenView:
     scaling: float
     observed: Observer
     layer: LayerContext
+    budget: int | None = None
 
     @property
     def wide(self) -> torch.dtype:

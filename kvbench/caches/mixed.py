@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvbench.caches.attend import attend
 from kvbench.caches.buffers import gather_tokens
-from kvbench.caches.evicted import Scorer, kept_count, ranking
+from kvbench.caches.evicted import Rule, kept_count, ranking
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.packing import Scheme
 from kvbench.caches.stores import DenseStore, QuantStore, Store
@@ -28,7 +28,7 @@ class MixedLayer(LayerCache):
     """
 
     def __init__(
-        self, context: LayerContext, scorer: Scorer, *, retain: float, guard: float, keys: Scheme, values: Scheme, window: int, fold: int
+        self, context: LayerContext, scorer: Rule, *, retain: float, guard: float, keys: Scheme, values: Scheme, window: int, fold: int
     ) -> None:
         super().__init__(context, scorer.needs)
         self.scorer, self.retain, self.guard = scorer, retain, guard

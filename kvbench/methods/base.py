@@ -78,16 +78,34 @@ class Method:
 class Eviction(Method):
     """Base of methods that keep the highest-scored tokens of each KV head: subclasses define :meth:`score`.
 
-    The prompt is cut once after its own attention to ``max(1, ⌊n · (1 − ratio)⌋)`` tokens and the cache
-    grows after it; kept keys keep their original RoPE positions.
+    The prompt is cut once after its own attention to ``max(1, ⌊n · (1 − ratio)⌋)`` tokens. ``decode=grow``: the
+    cache grows after it. ``decode=hold``: after every ``interval`` tokens the kept and the fresh are scored
+    again and cut to the same number. Kept keys keep their original RoPE positions.
     """
 
     family: ClassVar[str] = "eviction"
     compression_ratio: float = param(0.5, "fraction of the prompt's tokens removed, [0, 1)")
+    decode: str = param("grow", "after the prompt: grow, or hold the number of tokens")
+    interval: int = param(64, "decode=hold: tokens between two evictions")
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.compression_ratio < 1.0:
             raise ValueError(f"compression_ratio={self.compression_ratio}; it is the fraction removed and lies in [0, 1)")
+        if self.decode not in ("grow", "hold"):
+            raise ValueError(f"decode={self.decode}; it must be grow or hold")
+        if self.interval < 1:
+            raise ValueError(f"interval={self.interval}; it must be at least 1")
+
+    @property
+    def evict_every(self) -> int | None:
+        """Tokens between two evictions while decoding, or ``None``."""
+        return self.interval if self.decode == "hold" else None
+
+    def kept(self, tokens: int, layer: LayerContext) -> int:
+        """How many of ``tokens`` are kept in each KV head of ``layer``."""
+        from kvbench.caches.evicted import kept_count
+
+        return kept_count(tokens, self.compression_ratio)
 
     def score(self, tokens: TokenView) -> Tensor:
         """How much each token is worth keeping, ``[B, Hkv, T]``."""
@@ -96,7 +114,7 @@ class Eviction(Method):
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.evicted import EvictedLayer
 
-        return EvictedLayer(context, self, self.compression_ratio)
+        return EvictedLayer(context, self)
 
 
 METHODS: Registry[Method] = Registry("kvbench.methods", "method")

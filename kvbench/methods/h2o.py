@@ -1,0 +1,48 @@
+"""H2O: heavy hitters and the newest tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvbench.caches.needs import Needs
+from kvbench.methods.base import Eviction, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvbench.caches.layer import TokenView
+
+
+@dataclass(frozen=True)
+class H2O(Eviction):
+    """Keeps the newest tokens and those that received most attention so far (Zhang et al., arXiv 2306.14048, Algorithm 1).
+
+    A token's score is the attention that it received, summed over all queries since it came and averaged over the
+    query heads of its KV head; the sums go on while decoding, and after every ``interval`` tokens (each one, as in
+    the paper) the least of the older tokens is evicted. Half of the budget is the newest tokens, as in the
+    paper's experiments. Sums, unlike means, favour early tokens; see ``observed_attention``.
+    """
+
+    name: ClassVar[str] = "h2o"
+    title: ClassVar[str] = "H2O"
+    paper: ClassVar[str] = "H2O: Heavy-Hitter Oracle for Efficient Generative Inference, arXiv 2306.14048"
+    decode: str = param("hold", "after the prompt: grow, or hold the number of tokens")
+    interval: int = param(1, "decode=hold: tokens between two evictions")
+    recent: float = param(0.5, "share of the kept tokens that is the newest, [0, 1]")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.recent <= 1.0:
+            raise ValueError(f"recent={self.recent}; it is a share of the kept tokens and lies in [0, 1]")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(attention=True)
+
+    def score(self, tokens: TokenView) -> Tensor:
+        sums = tokens.observed.attention
+        if sums is None or tokens.budget is None:
+            raise ValueError("h2o was given no attention sums")
+        newest = tokens.positions >= tokens.seen - round(self.recent * tokens.budget)
+        return tokens.over_groups(sums).masked_fill(newest, float("inf"))
