@@ -17,14 +17,21 @@ def causal(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float, hidden: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Queries ``[B, Hq, m, D]`` over ``k`` ``[B, Hkv, T, D]`` and ``v`` ``[B, Hkv, T, W]`` → ``[B, Hq, m, W]``.
 
     The last m of the T tokens are the queries' own: query i sees all stored tokens and the fresh ones
-    up to itself, whatever their number. W may differ from D (low-rank values).
+    up to itself, whatever their number, but for those where ``hidden`` ``[B, Hkv, T]`` is True.
+    ``bias`` ``[B, Hkv or 1, 1, T]`` is added to the logits.
+    W may differ from D (low-rank values).
     """
     rows = fold(q, k.shape[1])
     mask = None if q.shape[2] == 1 else _block_mask(q.shape[2], k.shape[2], q.shape[1] // k.shape[1], q.device)
+    if hidden is not None:
+        seen = ~hidden[:, :, None]  # [B, Hkv, 1, T]
+        mask = seen if mask is None else seen & mask
+    if bias is not None:
+        mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
     return unfold(F.scaled_dot_product_attention(rows, k, v, attn_mask=mask, scale=scaling), q.shape[1])
 
 
