@@ -1,10 +1,13 @@
-"""Integer codes of 2, 3, 4 and 8 bits: packed bytes, and the numbers they stand for.
+"""Codes of 2, 3, 4 and 8 bits: packed bytes, and the numbers they stand for.
 
 Affine quantisation of a group: ``x̂ = code · scale + zero`` with ``scale = (max − min) / (2^bits − 1)``
 and ``zero = min`` (asymmetric; KIVI, arXiv 2402.02750, §2), or ``zero = 0`` and codes centred on
 ``2^(bits−1)`` with ``scale = max|x| / (2^(bits−1) − 1)`` (symmetric). Scale and zero point are rounded
 to the format in which they are stored *before* the codes are chosen, so that the error of that
 rounding is not added to the codes' own.
+
+Floating codes are OCP FP8 e4m3 (arXiv 2209.05433): ``scale = max|x| / 448``, codes ``x / scale`` rounded to
+the nearest of the format's numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor
 
 BITS = (2, 3, 4, 8)
 Axis = Literal["token", "channel"]
+E4M3_MAX = 448.0
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,18 @@ class Scheme:
         group: Elements that share a scale: channels of one token (``axis="token"``) or tokens of one channel.
         axis: ``token`` groups along the head (each token stands alone); ``channel`` along time.
         symmetric: Store no zero point.
+        floating: Codes are e4m3 numbers instead of integers; 8 bits, symmetric.
     """
 
     bits: int
     group: int
     axis: Axis = "token"
     symmetric: bool = False
+    floating: bool = False
 
     def __post_init__(self) -> None:
+        if self.floating and not (self.bits == 8 and self.symmetric):
+            raise ValueError("floating codes have 8 bits and no zero point")
         if self.bits not in BITS:
             raise ValueError(f"bits={self.bits}; it must be one of {', '.join(map(str, BITS))}")
         if self.group < 1:
@@ -99,6 +107,10 @@ def quantise(x: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[Tenso
         ValueError: the group does not divide the axis it runs along.
     """
     grouped, dim = _grouped(x.to(torch.promote_types(x.dtype, torch.float32)), scheme)
+    if scheme.floating:
+        scale = (grouped.abs().amax(dim, keepdim=True) / E4M3_MAX).to(scale_dtype)
+        floats = (grouped / _no_zero(scale.to(grouped.dtype))).clamp(-E4M3_MAX, E4M3_MAX)  # beyond it the format has NaN only
+        return floats.to(torch.float8_e4m3fn).view(torch.uint8).reshape(x.shape), scale.squeeze(dim), None
     if scheme.symmetric:
         scale = grouped.abs().amax(dim, keepdim=True) / (scheme.centre - 1)
         scale, zero = scale.to(scale_dtype), None
@@ -115,8 +127,11 @@ def quantise(x: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[Tenso
 def dequantise(codes: Tensor, scale: Tensor, zero: Tensor | None, scheme: Scheme, dtype: torch.dtype) -> Tensor:
     """``x̂`` ``[B, H, T, D]`` in ``dtype`` from what :func:`quantise` returned; the arithmetic is float32 or wider, as a kernel's is."""
     wide = torch.promote_types(dtype, torch.float32)
-    grouped, dim = _grouped(codes.to(wide), scheme)
+    numbers = codes.view(torch.float8_e4m3fn) if scheme.floating else codes
+    grouped, dim = _grouped(numbers.to(wide), scheme)
     steps = scale.to(wide).unsqueeze(dim)
+    if scheme.floating:
+        return (grouped * steps).reshape(codes.shape).to(dtype)
     x = (grouped - scheme.centre) * steps if zero is None else grouped * steps + zero.to(wide).unsqueeze(dim)
     return x.reshape(codes.shape).to(dtype)
 

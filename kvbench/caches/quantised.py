@@ -13,120 +13,132 @@ from kvbench.caches.packing import Scheme
 from kvbench.caches.stores import DenseStore, QuantStore, Store
 
 
-class QuantisedLayer(LayerCache):
-    """Each token is quantised alone, as it comes: keys and values per token, in groups of channels.
-
-    A token's own query reads it quantised too: what is stored is all there is.
-    """
-
-    def __init__(self, context: LayerContext, keys: Scheme, values: Scheme) -> None:
-        super().__init__(context)
-        self.keys_store = QuantStore("keys", keys, context.dtype)
-        self.values_store = QuantStore("values", values, context.dtype)
-
-    @property
-    def length(self) -> int:
-        return self.keys_store.length
-
-    def compress(self, prompt: TokenView) -> None:
-        self.append(prompt.keys, prompt.values)
-
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        self.keys_store.append(keys)
-        self.values_store.append(values)
-
-    def attend(self, q: Tensor) -> Tensor:
-        return attend(q, self.keys_store.read(q.dtype), self.values_store.read(q.dtype), self.scaling)
-
-    def stores(self) -> Iterator[Store]:
-        yield self.keys_store
-        yield self.values_store
-
-
-class KiviLayer(LayerCache):
-    """Keys per channel in groups of tokens, values per token, the newest ``residual`` tokens dense.
-
-    KIVI, arXiv 2402.02750, Algorithm 1. Keys: the residual fills up to ``residual`` tokens, is then
-    quantised whole and emptied. Values: each token is quantised when it becomes older than ``residual``.
-    So within a block of fresh tokens the stored keys stay as they are, while the values a query reads
-    dense are a band; the block form reads the band's leavers through a correction term.
+class Side:
+    """Keys or values: older tokens as codes, the newest dense.
 
     Args:
-        keys: Channel-axis scheme; its group divides ``residual``. values: Token-axis scheme.
-        residual: Tokens.
+        name: ``keys`` or ``values``. scheme: How older tokens are quantised; ``None`` keeps all dense.
+        residual: Newest tokens that may be dense; 0 quantises a token as it comes.
+        sliding: A token is quantised once ``residual`` newer ones exist, instead of ``residual`` tokens at a time.
+        dtype: Format of dense tokens, scales and zero points.
     """
 
-    def __init__(self, context: LayerContext, keys: Scheme, values: Scheme, residual: int) -> None:
-        super().__init__(context)
-        self.residual = residual
-        self.keys_store = QuantStore("keys", keys, context.dtype)
-        self.values_store = QuantStore("values", values, context.dtype)
-        self.new_keys = DenseStore("residual keys", context.dtype)
-        self.new_values = DenseStore("residual values", context.dtype)
+    def __init__(self, name: str, scheme: Scheme | None, residual: int, dtype: torch.dtype, *, sliding: bool = False) -> None:
+        self.residual, self.sliding = residual, sliding
+        self.old = None if scheme is None else QuantStore(name, scheme, dtype)
+        dense = scheme is None or residual > 0
+        self.new = DenseStore(name if scheme is None else f"residual {name}", dtype) if dense else None
 
     @property
     def length(self) -> int:
-        return self.keys_store.length + self.new_keys.length
+        return sum(store.length for store in self.stores())
 
-    def compress(self, prompt: TokenView) -> None:
-        """Quantise straight from the prompt, so that no room is ever taken for it dense."""
-        old_keys = prompt.seen - prompt.seen % self.residual
-        old_values = max(0, prompt.seen - self.residual)
-        if old_keys:
-            self.keys_store.append(prompt.keys[:, :, :old_keys])
-        if old_values:
-            self.values_store.append(prompt.values[:, :, :old_values])
-        self.new_keys.append(prompt.keys[:, :, old_keys:])
-        self.new_values.append(prompt.values[:, :, old_values:])
+    def take(self, x: Tensor) -> None:
+        """Store tokens ``[B, Hkv, n, D]`` that no query of the same block reads: straight as codes, no room taken for them dense."""
+        if self.new is None or self.old is None or self.new.length:
+            self.append(x)
+            self.settle()
+            return
+        old = self._due(x.shape[2])
+        if old:
+            self.old.append(x[:, :, :old])
+        self.new.append(x[:, :, old:])
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        self.new_keys.append(keys)
-        self.new_values.append(values)
-
-    def stable_for(self) -> int | None:
-        return self.residual - self.new_keys.length
+    def append(self, x: Tensor) -> None:
+        store = self.old if self.new is None else self.new
+        if store is not None:
+            store.append(x)
 
     def settle(self) -> None:
-        if self.new_keys.length >= self.residual:
-            self.keys_store.append(self.new_keys.buffer.view())
-            self.new_keys.drop_front(self.new_keys.length)
-        self._flush_values()
+        """Quantise what is due."""
+        if self.new is None or self.old is None:
+            return
+        due = self._due(self.new.length)
+        if due:
+            self.old.append(self.new.buffer.view()[:, :, :due])
+            self.new.drop_front(due)
 
-    def _flush_values(self) -> None:
-        leaving = self.new_values.length - self.residual
-        if leaving > 0:
-            self.values_store.append(self.new_values.buffer.view()[:, :, :leaving])
-            self.new_values.drop_front(leaving)
+    def _due(self, dense: int) -> int:
+        """Of ``dense`` tokens, those that are to be codes."""
+        return max(0, dense - self.residual) if self.sliding else dense - dense % self.residual
+
+    def room(self) -> int | None:
+        """Tokens that may come before more codes are made; ``None`` is for ever."""
+        if self.new is None or self.old is None:
+            return None
+        return self.residual if self.sliding else self.residual - self.new.length
+
+    @property
+    def leaving(self) -> int:
+        """Tokens that slide out of the dense window within the block at hand."""
+        return max(0, self.new.length - self.residual) if self.sliding and self.new is not None else 0
+
+    def read(self, dtype: torch.dtype) -> Tensor:
+        """``[B, Hkv, length, D]``: older tokens as they read, then the newest."""
+        held = [store.read(dtype) for store in self.stores() if store.length]
+        return held[0] if len(held) == 1 else torch.cat(held, 2)
+
+    def stores(self) -> Iterator[DenseStore | QuantStore]:
+        yield from (store for store in (self.old, self.new) if store is not None)
+
+
+class QuantisedLayer(LayerCache):
+    """Keys and values quantised apart, each per token or per channel, at once or behind a dense residual.
+
+    With keys per channel flushed ``residual`` at a time and values per token sliding out one by one this is
+    KIVI (arXiv 2402.02750, Algorithm 1). A side without a residual is read quantised by its token's own query.
+    Within a block the codes stay as they are, while the values that a query reads dense are a band; the
+    block form reads the band's leavers through a correction term.
+    """
+
+    def __init__(self, context: LayerContext, keys: Side, values: Side) -> None:
+        super().__init__(context)
+        if keys.sliding:
+            raise ValueError("keys slide out of no window one by one: the block form corrects values only")
+        self.keys_side, self.values_side = keys, values
+
+    @property
+    def length(self) -> int:
+        return self.keys_side.length
+
+    def compress(self, prompt: TokenView) -> None:
+        self.keys_side.take(prompt.keys)
+        self.values_side.take(prompt.values)
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        self.keys_side.append(keys)
+        self.values_side.append(values)
+
+    def stable_for(self) -> int | None:
+        rooms = [room for side in (self.keys_side, self.values_side) if (room := side.room()) is not None]
+        return min(rooms, default=None)
+
+    def settle(self) -> None:
+        self.keys_side.settle()
+        self.values_side.settle()
+
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.keys_side.read(dtype), self.values_side.read(dtype)
 
     def attend(self, q: Tensor) -> Tensor:
-        keys = _joined(self.keys_store, self.new_keys, q.dtype)
-        values = _joined(self.values_store, self.new_values, q.dtype)
-        leaving = self.new_values.length - self.residual
-        if leaving <= 0:
-            return attend(q, keys, values, self.scaling)
-        return self._attend_band(q, keys, values, leaving)
+        keys, values = self.read(q.dtype)
+        if self.values_side.leaving:
+            return self._attend_band(q, keys, values)
+        return attend(q, keys, values, self.scaling)
 
-    def _attend_band(self, q: Tensor, keys: Tensor, values: Tensor, leaving: int) -> Tensor:
+    def _attend_band(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As ``attend``, where query i of m reads the first ``leaving − m + 1 + i`` residual values quantised."""
-        m, stored = q.shape[2], self.values_store.length
+        old, new, leaving = self.values_side.old, self.values_side.new, self.values_side.leaving
+        if old is None or new is None:
+            raise RuntimeError("only a quantised side with a residual has leavers")
+        m, stored = q.shape[2], old.length
         probs = fold(grouped_scores(q, keys, self.scaling).softmax(-1).to(values.dtype), keys.shape[1])
-        dense = self.new_values.buffer.view()[:, :, :leaving]
-        change = self.values_store.rounded(dense).to(q.dtype) - dense.to(q.dtype)  # [B, Hkv, leaving, D]
+        dense = new.buffer.view()[:, :, :leaving]
+        change = old.rounded(dense).to(q.dtype) - dense.to(q.dtype)  # [B, Hkv, leaving, D]
         has_left = torch.ones(m, leaving, dtype=torch.bool, device=q.device).tril(leaving - m)
         band = probs[..., stored : stored + leaving] * has_left.repeat(q.shape[1] // keys.shape[1], 1)
         return unfold(probs @ values + band @ change, q.shape[1])
 
     def stores(self) -> Iterator[Store]:
-        yield self.keys_store
-        yield self.new_keys
-        yield self.values_store
-        yield self.new_values
-
-
-def _joined(old: QuantStore, new: DenseStore, dtype: torch.dtype) -> Tensor:
-    """Older tokens as they read, then the newest."""
-    if old.length == 0:
-        return new.read(dtype)
-    if new.length == 0:
-        return old.read(dtype)
-    return torch.cat((old.read(dtype), new.read(dtype)), 2)
+        yield from self.keys_side.stores()
+        yield from self.values_side.stores()

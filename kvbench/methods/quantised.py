@@ -1,41 +1,46 @@
-"""Shared by the methods that quantise each token on its own."""
+"""Shared by the methods that quantise tokens: bits, groups, axes and residuals, for keys and values apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kvbench.budgets import Dial, Range, widest_codes
 from kvbench.methods.base import Method, must_divide, param
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
+    from kvbench.caches.packing import Scheme
     from kvbench.models import Shape
 
 BITS = (2, 3, 4, 8)
+DENSE = 16
+"""Bits that stand for a side that is not quantised, in whatever format the cache has."""
 
 
-def check_bits(**given: int) -> None:
-    """Refuse a bit width that cannot be packed.
+def check_bits(*, dense: bool = False, **given: int) -> None:
+    """Refuse a bit width that cannot be packed; ``dense`` allows 16.
 
     Raises:
         ValueError: names the parameter and the widths there are.
     """
+    widths = (*BITS, DENSE) if dense else BITS
     for name, bits in given.items():
-        if bits not in BITS:
-            near = min(BITS, key=lambda b: abs(b - bits))
-            raise ValueError(f"{name}={bits}; it must be 2, 3, 4 or 8, for example {near}")
+        if bits not in widths:
+            near = min(widths, key=lambda b: abs(b - bits))
+            raise ValueError(f"{name}={bits}; it must be {', '.join(map(str, widths[:-1]))} or {widths[-1]}, for example {near}")
 
 
-def check_packing(head_dim: int, **given: int) -> None:
+def check_packing(width: int, **given: int) -> None:
     """Refuse codes of one head that do not fill whole bytes.
 
     Raises:
         ValueError: names the parameter and the nearest width that does.
     """
     for name, bits in given.items():
-        if head_dim * bits % 8:
-            near = min((b for b in BITS if head_dim * b % 8 == 0), key=lambda b: abs(b - bits))
-            raise ValueError(f"{name}={bits}: codes of a head of {head_dim} do not fill whole bytes; the nearest that do have {near} bits")
+        if width * bits % 8:
+            near = min((b for b in BITS if width * b % 8 == 0), key=lambda b: abs(b - bits))
+            raise ValueError(f"{name}={bits}: codes of a head of {width} do not fill whole bytes; the nearest that do have {near} bits")
 
 
 def whole_or(group: int, head_dim: int) -> int:
@@ -43,29 +48,72 @@ def whole_or(group: int, head_dim: int) -> int:
     return head_dim if group == 0 else min(group, head_dim)
 
 
+NEWEST_DENSE = Range("residual", most="context", least=0, whole=True, wavy=True)
+"""What fills a budget behind codes that leave some of it: keys are quantised ``residual`` at a time, so their bytes rise and fall."""
+
+
 @dataclass(frozen=True)
-class PerToken(Method):
-    """Keys and values per token, in groups of channels; a token is stored quantised as soon as it comes."""
+class Quantiser(Method):
+    """Keys and values quantised apart: per token at once, or behind the newest ``residual`` tokens, per token or per channel.
+
+    A group is ``group`` channels of one token, or ``group`` tokens of one channel. Keys, and values per channel, are
+    quantised ``residual`` tokens at a time; values per token slide out of the residual one by one.
+    """
 
     family: ClassVar[str] = "quantisation"
-    k_bits: int = param(8, "bits of keys: 2, 3, 4 or 8")
-    v_bits: int = param(8, "bits of values: 2, 3, 4 or 8")
-    group: int = param(0, "channels that share a scale; 0 is the whole head")
+    stores: ClassVar[bool] = True
+    dial: ClassVar[Dial | None] = widest_codes(8, 4, 3, 2, fine=NEWEST_DENSE)
+    k_bits: int = param(8, "bits of keys: 2, 3, 4, 8, or 16 (dense)")
+    v_bits: int = param(8, "bits of values: 2, 3, 4, 8, or 16 (dense)")
+    group: int = param(0, "channels (or tokens, per channel) that share a scale; 0 is the whole head")
     symmetric: bool = param(True, "store no zero point")
+    k_axis: str = param("token", "keys per token or per channel")
+    v_axis: str = param("token", "values per token or per channel")
+    residual: int = param(0, "newest tokens kept dense; needed per channel, then a multiple of group")
 
     def __post_init__(self) -> None:
-        check_bits(k_bits=self.k_bits, v_bits=self.v_bits)
+        check_bits(dense=True, k_bits=self.widths[0], v_bits=self.widths[1])
+        for name, axis in (("k_axis", self.k_axis), ("v_axis", self.v_axis)):
+            if axis not in ("token", "channel"):
+                raise ValueError(f"{name}={axis}; it must be token or channel")
         if self.group < 0:
             raise ValueError(f"group={self.group}; it must be 0 or more")
+        if self.residual < 0:
+            raise ValueError(f"residual={self.residual}; it must be 0 or more")
+        if "channel" in (self.k_axis, self.v_axis):
+            self._check_residual()
+
+    def _check_residual(self) -> None:
+        """Tokens that share a scale are quantised together, so they must first be there."""
+        if self.group == 0:
+            raise ValueError(f"group={self.group}; it must be a number of tokens where an axis is channel, for example 32")
+        if self.residual < self.group or self.residual % self.group:
+            near = max(1, round(self.residual / self.group)) * self.group
+            raise ValueError(f"residual={self.residual}; it must be a multiple of group={self.group}, for example {near}")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Bits of keys and of values."""
+        return self.k_bits, self.v_bits
 
     def check(self, shape: Shape) -> None:
-        must_divide("group", whole_or(self.group, shape.head_dim), shape.head_dim, "head size")
-        check_packing(shape.head_dim, k_bits=self.k_bits, v_bits=self.v_bits)
+        if "token" in (self.k_axis, self.v_axis):
+            must_divide("group", whole_or(self.group, shape.head_dim), shape.head_dim, "head size")
+        check_packing(shape.head_dim, k_bits=self.widths[0], v_bits=self.widths[1])
 
     def layer(self, context: LayerContext) -> LayerCache:
-        from kvbench.caches.packing import Scheme
-        from kvbench.caches.quantised import QuantisedLayer
+        from kvbench.caches.quantised import QuantisedLayer, Side
 
-        group = whole_or(self.group, context.head_dim)
-        schemes = (Scheme(bits, group, symmetric=self.symmetric) for bits in (self.k_bits, self.v_bits))
-        return QuantisedLayer(context, *schemes)
+        k_bits, v_bits = self.widths
+        keys = Side("keys", self._scheme(k_bits, self.k_axis, context), self.residual, context.dtype)
+        slides = self.residual > 0 and self.v_axis == "token"
+        values = Side("values", self._scheme(v_bits, self.v_axis, context), self.residual, context.dtype, sliding=slides)
+        return QuantisedLayer(context, keys, values)
+
+    def _scheme(self, bits: int, axis: str, context: LayerContext) -> Scheme | None:
+        from kvbench.caches.packing import Scheme
+
+        if bits == DENSE:
+            return None
+        group = self.group if axis == "channel" else whole_or(self.group, context.head_dim)
+        return Scheme(bits, group, "channel" if axis == "channel" else "token", self.symmetric)
