@@ -82,6 +82,12 @@ class TokenBuffer:
         self._move(-self.start, -self.length)
         self.append(kept)
 
+    def replace_by_newest(self, index: Tensor) -> None:
+        """Forget the token at ``index`` ``[B, H, 1]``: the newest takes its place, and nothing else moves."""
+        rows = self.view()
+        rows.scatter_(2, index[..., None].expand(*index.shape, rows.shape[3]), rows[:, :, -1:].clone())
+        self._move(0, -1)
+
     def drop_front(self, n: int) -> None:
         """Forget the oldest ``n`` tokens."""
         self._move(-self.start if n == self.length else n, -n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,7 +63,7 @@ class Geometry:
     Attributes:
         layers, heads, kv_heads, head_dim: Counts and head size.
         dtype: Compute dtype. rope: Rotary embedding or ``None``. devices: One a layer.
-        modules: The attention modules, one a layer.
+        modules: The attention modules, one a layer. model: The whole of it, for methods that look at it.
     """
 
     layers: int
@@ -74,6 +74,7 @@ class Geometry:
     rope: Rope | None
     devices: tuple[torch.device, ...]
     modules: tuple[nn.Module, ...] = ()
+    model: Any = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: Any) -> Geometry:
@@ -90,6 +91,7 @@ class Geometry:
             rope=None if rotary is None else Rope(rotary),
             devices=tuple(_device_of(layer) for layer in decoder_of(model).layers),
             modules=tuple(_attention_modules(model)),
+            model=model,
         )
 
 
@@ -139,6 +141,7 @@ class CacheOptions:
 
 def build_cache(method: Method, geometry: Geometry, options: CacheOptions, artefacts: Artefacts) -> KVCache:
     """An empty cache of ``method``."""
+    method.prepare(geometry.model)
     layers: list[LayerCache] = []
     for index in range(geometry.layers):
         context = LayerContext(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from kvbench.caches.attend import attend
@@ -31,8 +32,11 @@ class DenseLayer(LayerCache):
         self.keys_store.append(keys)
         self.values_store.append(values)
 
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.keys_store.read(dtype), self.values_store.read(dtype)
+
     def attend(self, q: Tensor) -> Tensor:
-        return attend(q, self.keys_store.read(q.dtype), self.values_store.read(q.dtype), self.scaling)
+        return attend(q, *self.read(q.dtype), self.scaling)
 
     def stores(self) -> Iterator[Store]:
         yield self.keys_store

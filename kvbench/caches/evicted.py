@@ -43,6 +43,10 @@ class Rule(Protocol):
     def needs(self) -> Needs: ...
 
     @property
+    def in_order(self) -> bool:
+        """Whether the score reads the order in which tokens are held; otherwise only their positions."""
+
+    @property
     def evict_every(self) -> int | None:
         """Tokens between two evictions while decoding; ``None`` lets the cache grow after the prompt."""
 
@@ -108,12 +112,13 @@ class EvictedLayer(DenseLayer):
             return
         if (self.seen - self.origin) % self.every or self.keys_store.length <= self.budget:
             return
-        index = best_tokens(self.rule.score(self._view()), self.budget)
-        self.keys_store.keep(index)
-        self.values_store.keep(index)
-        self.positions.keep(index)
-        if self.observer is not None:
-            self.observer.keep(index)
+        ranked = ranking(self.rule.score(self._view()))
+        held = [h for h in (self.keys_store, self.values_store, self.positions, self.observer) if h is not None]
+        for holder in held:
+            if ranked.shape[-1] == self.budget + 1 and not self.rule.in_order:
+                holder.replace_by_newest(ranked[..., -1:])
+            else:
+                holder.keep(ranked[..., : self.budget].sort(-1).values)
 
     def _view(self) -> TokenView:
         if self.positions is None:

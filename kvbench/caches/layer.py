@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -71,6 +71,7 @@ class TokenView:
         observed: What the method's ``needs`` asked for.
         layer: Where this is.
         budget: Tokens that will be kept of these, where that is known.
+        scores: How much each is worth, ``[B, Hkv, T]``, where an eviction has said.
     """
 
     keys: Tensor
@@ -81,6 +82,14 @@ class TokenView:
     observed: Observer
     layer: LayerContext
     budget: int | None = None
+    scores: Tensor | None = None
+
+    def at(self, index: Tensor) -> TokenView:
+        """The tokens at ``index`` ``[B, Hkv, m]`` alone."""
+        rows = index[..., None].expand(*index.shape, self.keys.shape[3])
+        scores = None if self.scores is None else self.scores.gather(2, index)
+        keys, values = self.keys.gather(2, rows), self.values.gather(2, rows)
+        return replace(self, keys=keys, values=values, positions=self.positions.gather(2, index), scores=scores)
 
     @property
     def wide(self) -> torch.dtype:
@@ -141,6 +150,10 @@ class LayerCache(AnyLayer):
 
     def join_rows(self) -> None:
         """Tie the rows of a padded batch to other layers, where a method couples layers. Nothing by default."""
+
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[B, Hkv, length, D]`` as attention reads them."""
+        raise NotImplementedError(f"{type(self).__name__} does not read its tokens apart from attending to them")
 
     def settle(self) -> None:
         """Between two blocks: flush a full residual, evict down to the budget. Nothing by default."""
@@ -235,11 +248,12 @@ class LayerCache(AnyLayer):
             n = min(left, self.stable_for() or left)
             block = slice(done, done + n)
             self.hidden = None if hidden is None else hidden[:, block]
-            outs.append(self._block(q[:, :, block], k[:, :, block], v[:, :, block]))
+            outs.append(self.block(q[:, :, block], k[:, :, block], v[:, :, block]))
             done += n
         return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
-    def _block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One block of fresh tokens, no longer than ``stable_for``: store, attend, observe, settle."""
         self.append(k, v)
         out = self.attend(q)
         if self.observer is not None:

@@ -14,14 +14,14 @@ class Needs:
         attention: The attention that each key received, summed over all queries.
         moments: For each entry, mean and covariance of the queries before RoPE, that many first positions left out.
         hidden: What the attention module was given, one state a token.
-        surrogate: Scores of each token from a calibrated model of its hidden state (KVzap).
+        surrogate: Names of calibrated models of a hidden state, each of which scores every token (KVzap).
     """
 
     window: int = 0
     attention: bool = False
     moments: tuple[int, ...] = ()
     hidden: bool = False
-    surrogate: bool = False
+    surrogate: tuple[str, ...] = ()
 
     def __or__(self, other: Needs) -> Needs:
         """What serves both."""
@@ -30,7 +30,7 @@ class Needs:
             self.attention or other.attention,
             tuple(sorted({*self.moments, *other.moments})),
             self.hidden or other.hidden,
-            self.surrogate or other.surrogate,
+            tuple(sorted({*self.surrogate, *other.surrogate})),
         )
 
     @property

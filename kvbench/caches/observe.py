@@ -56,9 +56,10 @@ class Moments:
         shift = self.total / self.count
         return self.origin + shift, self.outer / self.count - shift[..., :, None] * shift[..., None, :]
 
-    def copy(self) -> Moments:
-        """The same sums, to be added to apart; no tensor is ever changed in place."""
-        return replace(self)
+    def part(self, rows: slice, heads: slice) -> Moments:
+        """The sums of some rows and query heads, to be added to apart; no tensor is ever changed in place."""
+        origin, total, outer = (None if t is None else t[rows, heads].clone() for t in (self.origin, self.total, self.outer))
+        return replace(self, origin=origin, total=total, outer=outer)
 
     def reorder(self, rows: Tensor) -> None:
         """Select rows of the batch."""
@@ -71,6 +72,19 @@ class Moments:
         for tensor in (self.origin, self.total, self.outer):
             if tensor is not None:
                 yield Part("query moments", tensor, tensor.nbytes)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a batch and one KV head with the query heads that read it, each a slice of one or more."""
+
+    rows: slice
+    keys: slice
+    queries: slice
+
+    @classmethod
+    def of(cls, row: int, head: int, groups: int) -> Cell:
+        return cls(slice(row, row + 1), slice(head, head + 1), slice(head * groups, (head + 1) * groups))
 
 
 class Observer:
@@ -87,7 +101,7 @@ class Observer:
         self.moments = [Moments(skip) for skip in needs.moments]
         self._window: TokenBuffer | None = None
         self._sums: TokenBuffer | None = None
-        self._scores: TokenBuffer | None = None
+        self._scores: dict[str, TokenBuffer] = {}
         self.hidden: Tensor | None = None
         """The last forward's hidden states ``[B, n, hidden]``: a prompt's, where the method reads them."""
 
@@ -101,10 +115,9 @@ class Observer:
         """Attention received by each kept token so far, summed over queries, ``[B, Hq, T]``, float32 or wider."""
         return None if self._sums is None else self._sums.view()[..., 0]
 
-    @property
-    def surrogate(self) -> Tensor | None:
-        """Scores of the kept tokens from their hidden states, ``[B, Hkv, T]``, float32 or wider."""
-        return None if self._scores is None else self._scores.view()[..., 0]
+    def surrogate(self, name: str) -> Tensor:
+        """What the surrogate ``name`` makes of the kept tokens' hidden states, ``[B, Hkv, T]``, float32 or wider."""
+        return self._scores[name].view()[..., 0]
 
     def follow(self, q: Tensor, keys: Tensor, first: int, hidden: Tensor | None = None) -> None:
         """See queries ``q`` ``[B, Hq, m, D]`` at positions ``first…`` over ``keys`` ``[B, Hkv, T, D]``, the last m being their own.
@@ -129,23 +142,23 @@ class Observer:
     def _add_scores(self, hidden: Tensor | None) -> None:
         if hidden is None:
             raise ValueError("this method reads hidden states, and the model's attention module was not called with any")
-        scores = surrogate_scores(hidden, self.artefacts)
-        if self._scores is None:
-            self._scores = TokenBuffer("surrogate scores", scores.dtype)
-        self._scores.append(scores[..., None])
+        for name in self.needs.surrogate:
+            scores = surrogate_scores(hidden, self.artefacts, name)
+            self._scores.setdefault(name, TokenBuffer("surrogate scores", scores.dtype)).append(scores[..., None])
 
-    def fork(self, needs: Needs) -> Self:
-        """An observer of its own that goes on from here with what ``needs`` asks for; this one may be shared."""
+    def fork(self, needs: Needs, cell: Cell | None = None) -> Self:
+        """An observer of its own that goes on from here with what ``needs`` asks for; this one may be shared.
+
+        ``cell`` takes one row of the batch and one KV head, with its query heads.
+        """
+        rows, queries, keys = (slice(None),) * 3 if cell is None else (cell.rows, cell.queries, cell.keys)
         mine = type(self)(needs, self.scaling, self.rope, self.artefacts)
-        mine.moments = [m.copy() for m in self.moments if m.skip in needs.moments]
+        mine.moments = [m.part(rows, queries) for m in self.moments if m.skip in needs.moments]
         if needs.window and self._window is not None:
-            mine._keep_window(self._window.view())
-        for name, wanted in (("_sums", needs.attention), ("_scores", needs.surrogate)):
-            held: TokenBuffer | None = getattr(self, name)
-            if wanted and held is not None:
-                own = TokenBuffer(held.name, held.dtype)
-                own.append(held.view())
-                setattr(mine, name, own)
+            mine._keep_window(self._window.view()[rows, queries])
+        if needs.attention and self._sums is not None:
+            mine._sums = _part(self._sums, rows, queries)
+        mine._scores = {name: _part(self._scores[name], rows, keys) for name in needs.surrogate if name in self._scores}
         return mine
 
     def _keep_window(self, q: Tensor) -> None:
@@ -175,20 +188,34 @@ class Observer:
         if self._sums is not None:
             groups = self._sums.view().shape[1] // index.shape[1]
             self._sums.keep(index.repeat_interleave(groups, 1))
-        if self._scores is not None:
-            self._scores.keep(index)
+        for scores in self._scores.values():
+            scores.keep(index)
+
+    def replace_by_newest(self, index: Tensor) -> None:
+        """Follow an eviction of one token a head, ``index`` ``[B, Hkv, 1]``, whose place the newest takes."""
+        if self._sums is not None:
+            self._sums.replace_by_newest(index.repeat_interleave(self._sums.view().shape[1] // index.shape[1], 1))
+        for scores in self._scores.values():
+            scores.replace_by_newest(index)
 
     def reorder(self, rows: Tensor) -> None:
         """Select rows of the batch."""
-        for buffer in (self._window, self._sums, self._scores):
+        for buffer in (self._window, self._sums, *self._scores.values()):
             if buffer is not None:
                 buffer.reorder(rows)
         for m in self.moments:
             m.reorder(rows)
 
     def parts(self) -> Iterator[Part]:
-        for buffer in (self._window, self._sums, self._scores):
+        for buffer in (self._window, self._sums, *self._scores.values()):
             if buffer is not None:
                 yield from buffer.parts()
         for m in self.moments:
             yield from m.parts()
+
+
+def _part(buffer: TokenBuffer, rows: slice, heads: slice) -> TokenBuffer:
+    """Some rows and heads of a buffer, to go on apart."""
+    own = TokenBuffer(buffer.name, buffer.dtype)
+    own.append(buffer.view()[rows, heads])
+    return own

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
+from kvbench.caches.evicted import ranking
 from kvbench.caches.layer import TokenView
 
 
@@ -22,3 +24,18 @@ def window_votes(tokens: TokenView, window: int, kernel: int) -> Tensor:
     older = received.masked_fill(in_window, 0.0)
     pooled = avg_pool1d(older, kernel, stride=1, padding=kernel // 2)
     return pooled.masked_fill(in_window, float("inf"))
+
+
+def best_over_heads(scores: Tensor, budget: int, safe: int) -> Tensor:
+    """The best ``budget · Hkv`` tokens of a layer over its heads, each head's own best ``safe`` among them.
+
+    Args:
+        scores: ``[B, Hkv, T]``. budget: Tokens a head on average. safe: Least tokens a head.
+
+    Returns:
+        Mask ``[B, Hkv, T]``.
+    """
+    own = torch.zeros_like(scores, dtype=torch.bool).scatter(2, ranking(scores)[..., :safe], True)
+    above = scores.masked_fill(own, float("inf")).flatten(1)
+    best = ranking(above[:, None])[:, 0, : budget * scores.shape[1]]
+    return torch.zeros_like(above, dtype=torch.bool).scatter(1, best, True).view_as(own)

@@ -64,6 +64,9 @@ class DenseStore:
     def keep(self, index: Tensor) -> None:
         self.buffer.keep(index)
 
+    def replace_by_newest(self, index: Tensor) -> None:
+        self.buffer.replace_by_newest(index)
+
     def drop_front(self, n: int) -> None:
         self.buffer.drop_front(n)
 

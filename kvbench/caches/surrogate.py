@@ -8,20 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PREFIX = "surrogate_"
-"""Artefacts: ``w1`` ``[Hkv or h, hidden]`` and ``b1``; for two layers ``w2`` ``[Hkv, h]`` and ``b2`` as well."""
+PARTS = ("w1", "b1", "w2", "b2")
+"""Artefacts ``NAME/w1`` ``[Hkv or h, hidden]``, ``NAME/b1``; of a second layer ``NAME/w2`` ``[Hkv, h]``, ``NAME/b2``, or empty."""
 
 
-def surrogate_scores(hidden: Tensor, artefacts: Mapping[str, Tensor]) -> Tensor:
-    """Scores ``[B, Hkv, n]`` (float32 or wider) of hidden states ``[B, n, hidden]``: linear, or two layers with a GELU between.
+def part_names(surrogate: str) -> tuple[str, ...]:
+    """Names of a surrogate's artefacts."""
+    return tuple(f"{surrogate}/{part}" for part in PARTS)
+
+
+def surrogate_scores(hidden: Tensor, artefacts: Mapping[str, Tensor], surrogate: str) -> Tensor:
+    """Scores ``[B, Hkv, n]`` (float32 or wider) of hidden states ``[B, n, hidden]``: linear, or two layers with an exact GELU between.
 
     Raises:
-        ValueError: the layer has no calibrated surrogate.
+        ValueError: the layer has no such surrogate.
     """
-    if PREFIX + "w1" not in artefacts:
-        raise ValueError("this layer has no calibrated surrogate")
+    held = [artefacts.get(name) for name in part_names(surrogate)]
+    if held[0] is None:
+        raise ValueError(f"this layer has no calibrated '{surrogate}'")
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    w1, b1, w2, b2 = (None if (t := artefacts.get(PREFIX + name)) is None else t.to(wide) for name in ("w1", "b1", "w2", "b2"))
+    w1, b1, w2, b2 = (None if t is None or not t.numel() else t.to(wide) for t in held)
     out = F.linear(hidden.to(wide), w1, b1)  # type: ignore[arg-type]
     if w2 is not None:
         out = F.linear(F.gelu(out), w2, b2)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvbench.budgets import Budget, Dial, Range, parse_budgets
 from kvbench.caches.needs import Needs
 from kvbench.errors import UsageError
 from kvbench.parameters import build, param, parameters
 from kvbench.registry import Registry
-from kvbench.spec import MethodSpec, RunSpec, split_list
+from kvbench.spec import MethodSpec, ParamValue, RunSpec, split_list
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,12 @@ class Method:
         name: Registered name. title: As written in papers. family: Heading in ``kvbench list methods``.
         paper: Source (title, arXiv id). variants: What ``all`` runs of it, if not the name alone; ``in_all``: whether it does at all.
         protocols: Under which it is defined.
-        calibration: Name of the calibrated artefact it needs, or ``None``.
+        selects: It decides which tokens are kept, and leaves how they are stored to another method after a ``+``.
+        stores: It can store the tokens that another method keeps.
+        takes_rest: Field that is given the parameters that the method itself does not name, or ``None`` to refuse them.
+        trial: How ``kvbench verify`` tries it on tiny random models where it is given no parameters: those of a method whose
+            defaults would find nothing to do there.
+        dial: What is turned to meet a budget (``--budget 4x``), or ``None`` where nothing can be.
     """
 
     name: ClassVar[str]
@@ -42,7 +48,11 @@ class Method:
     variants: ClassVar[tuple[str, ...]] = ()
     in_all: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill", "streaming")
-    calibration: ClassVar[str | None] = None
+    selects: ClassVar[bool] = False
+    stores: ClassVar[bool] = False
+    takes_rest: ClassVar[str | None] = None
+    trial: ClassVar[str | None] = None
+    dial: ClassVar[Dial | None] = None
 
     @property
     def label(self) -> str:
@@ -54,9 +64,28 @@ class Method:
         """Query statistics that compression reads."""
         return Needs()
 
+    @property
+    def artefacts(self) -> tuple[str, ...]:
+        """Names of the calibrated tensors that its layers read (:mod:`kvbench.calibration` makes them)."""
+        return ()
+
+    def prepare(self, model: Any) -> None:
+        """Look at the whole model before a cache of it is built. Nothing by default."""
+
     def layer(self, context: LayerContext) -> LayerCache:
         """An empty layer that stores by this method's rule."""
         raise NotImplementedError(f"{type(self).__name__} does not say how a layer stores")
+
+    def over(self, context: LayerContext, store: Method) -> LayerCache:
+        """An empty layer of the tokens that this method keeps, stored as ``store`` does."""
+        raise NotImplementedError(f"{type(self).__name__} keeps every token")
+
+    def check_over(self) -> None:
+        """Refuse parameters that cannot be had when another method stores the tokens.
+
+        Raises:
+            ValueError: names the parameter.
+        """
 
     def join(self, layers: Sequence[LayerCache]) -> None:
         """Tie the layers of a new cache together, where the method couples layers. Nothing by default."""
@@ -84,6 +113,10 @@ class Eviction(Method):
     """
 
     family: ClassVar[str] = "eviction"
+    selects: ClassVar[bool] = True
+    in_order: ClassVar[bool] = False
+    """Whether the score reads the order in which tokens are held; otherwise only their positions."""
+    dial: ClassVar[Dial | None] = Range("compression_ratio", most=0.0, least=1.0 - 1e-6)
     compression_ratio: float = param(0.5, "fraction of the prompt's tokens removed, [0, 1)")
     decode: str = param("grow", "after the prompt: grow, or hold the number of tokens")
     interval: int = param(64, "decode=hold: tokens between two evictions")
@@ -116,47 +149,92 @@ class Eviction(Method):
 
         return EvictedLayer(context, self)
 
+    def over(self, context: LayerContext, store: Method) -> LayerCache:
+        from kvbench.caches.composed import ComposedLayer
+
+        return ComposedLayer(context, self, store.layer(context))
+
+    def check_over(self) -> None:
+        if self.decode == "hold":
+            raise ValueError(f"decode={self.decode}; it must be grow where another method stores the tokens: they are not scored again")
+
 
 METHODS: Registry[Method] = Registry("kvbench.methods", "method")
 
 
-def expand(texts: Sequence[str]) -> tuple[MethodSpec, ...]:
+def expand(texts: Sequence[str], budget: str | None = None) -> tuple[MethodSpec, ...]:
     """Turn ``--methods`` into specs: ``all`` is every method's variants; the controls come first, always.
+
+    Args:
+        budget: Budgets, each of which every method but the baseline is to meet that has none of its own. ``all`` is then
+            every method once: what its variants fix is what a budget turns.
 
     Raises:
         UnknownName: a method that is not registered.
+        UsageError: a budget that is none.
     """
     asked: list[MethodSpec] = [MethodSpec.parse(name) for name in CONTROLS]
     for text in (part for given in texts for part in split_list(given)):
         if text == "all":
-            found = [MethodSpec.parse(v) for name in METHODS.names() for v in _variants(name)]
+            found = [MethodSpec.parse(v) for name in METHODS.names() for v in _variants(name, all_alike=budget is not None)]
         else:
             found = [MethodSpec.parse(text)]
             METHODS.load(found[0].name)
+            if found[0].store is not None:
+                METHODS.load(found[0].store.name)
         asked.extend(found)
+    if budget is not None:
+        asked = _budgeted(asked, parse_budgets(budget))
     return tuple({spec.label: spec for spec in asked}.values())
 
 
-def _variants(name: str) -> tuple[str, ...]:
+def _budgeted(asked: Sequence[MethodSpec], budgets: Sequence[Budget]) -> list[MethodSpec]:
+    """Budget by budget, so that rows that may be compared stand together; the baseline and rows with a budget of their own first."""
+    free = [spec for spec in asked if spec.budget is None and spec.name != CONTROLS[0]]
+    return [*(s for s in asked if s not in free), *(replace(s, budget=budget.text) for budget in budgets for s in free)]
+
+
+def _variants(name: str, *, all_alike: bool) -> tuple[str, ...]:
     cls = METHODS.load(name)
-    return (cls.variants or (name,)) if cls.in_all else ()
+    return (() if all_alike else cls.variants) or (name,) if cls.in_all else ()
 
 
-def resolve(spec: MethodSpec, run: RunSpec) -> Method:
+def resolve(spec: MethodSpec, run: RunSpec, turned: Mapping[str, ParamValue] | None = None) -> Method:
     """The method of ``spec`` with the run's compression ratio as default.
+
+    Args:
+        turned: Parameters that its budget set; its label stays what was asked for.
 
     Raises:
         UnknownName, UsageError: an unknown method or parameter, or a value out of range.
     """
+    label, spec = spec.label, spec.turned(turned or {})
     cls = METHODS.load(spec.name)
     has_ratio = any(f.name == "compression_ratio" and f.init for f in fields(cls))
-    if has_ratio and "compression_ratio" not in spec.options:
-        given = replace(spec, params=(*spec.params, ("compression_ratio", run.compression_ratio)))
-    else:
-        given = spec
-    method: Method = build(cls, given, "method")
-    object.__setattr__(method, "_label", spec.label)
+    asked = {key or fields(cls)[0].name for key, _ in spec.params}
+    own = replace(spec, store=None)
+    if has_ratio and "compression_ratio" not in asked:
+        own = replace(own, params=(*spec.params, ("compression_ratio", run.compression_ratio)))
+    method: Method = build(cls, own, "method")
+    if spec.store is not None:
+        from kvbench.methods.composed import compose
+
+        method = compose(method, resolve(spec.store, run), spec)
+    object.__setattr__(method, "_label", label)
     return method
+
+
+def free(text: str) -> MethodSpec:
+    """The specification of one method outside a run, where there is no length for which it could meet a budget.
+
+    Raises:
+        UsageError: it has a budget.
+    """
+    spec = MethodSpec.parse(text)
+    if spec.budget is not None:
+        hint = f"kvbench run --methods {spec.label} says which parameters meet it"
+        raise UsageError(f"'{spec.label}': a budget is met at a run's length, and here is none", hint=hint)
+    return spec
 
 
 def must_divide(name: str, value: int, total: int, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kvbench.budgets import Dial, Range
 from kvbench.caches.needs import Needs
 from kvbench.methods.base import Method, check_window, must_divide, param
 from kvbench.methods.quantised import check_bits, check_packing, whole_or
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hybrid(Method):
-    """Keeps ``retain`` of the tokens; of those the ``guard`` most important dense and the rest quantised.
+    """Keeps ``retain`` of the tokens; of those the ``guard`` most important dense and the rest quantised: a composition
+    of an eviction and a mixed-precision store.
 
     Importance is the vote of an observation window (as SnapKV's); the window itself ranks first. With
     ``pyramid`` above 0, lower layers retain more and upper layers less, linearly, the mean staying the same.
@@ -29,6 +31,7 @@ class Hybrid(Method):
     family: ClassVar[str] = "hybrid"
     paper: ClassVar[str] = "window voting (arXiv 2404.14469) with per-token quantisation and layer budgets (arXiv 2406.02069)"
     in_all: ClassVar[bool] = False
+    dial: ClassVar[Dial | None] = Range("retain", most=1.0, least=1e-6)
     retain: float = param(0.32, "fraction of the prompt's tokens kept, (0, 1]")
     k_bits: int = param(3, "bits of quantised keys: 2, 3, 4 or 8")
     v_bits: int = param(2, "bits of quantised values: 2, 3, 4 or 8")
@@ -66,26 +69,35 @@ class Hybrid(Method):
 
         return window_votes(tokens, self.window, self.kernel)
 
+    @property
+    def in_order(self) -> bool:
+        """Scores read no order but that of positions."""
+        return False
+
+    @property
+    def evict_every(self) -> int | None:
+        """The prompt is sorted once."""
+        return None
+
+    def kept(self, tokens: int, layer: LayerContext) -> int:
+        """How many of ``tokens`` are kept in each KV head of ``layer``."""
+        from kvbench.caches.evicted import kept_count
+
+        return kept_count(tokens, 1.0 - self.retained(layer.index, layer.layers))
+
     def retained(self, layer: int, layers: int) -> float:
         """This layer's share of the tokens."""
         height = layer / (layers - 1) if layers > 1 else 0.5
         return self.retain * (1 + self.pyramid * (1 - 2 * height))
 
     def layer(self, context: LayerContext) -> LayerCache:
-        from kvbench.caches.mixed import MixedLayer
+        from kvbench.caches.composed import ComposedLayer
+        from kvbench.caches.guarded import GuardedLayer
         from kvbench.caches.packing import Scheme
 
         group = whole_or(self.group, context.head_dim)
-        return MixedLayer(
-            context,
-            self,
-            retain=self.retained(context.index, context.layers),
-            guard=self.guard,
-            keys=Scheme(self.k_bits, group),
-            values=Scheme(self.v_bits, group),
-            window=self.window,
-            fold=2 * self.window,
-        )
+        store = GuardedLayer(context, self.guard, Scheme(self.k_bits, group), Scheme(self.v_bits, group))
+        return ComposedLayer(context, self, store, window=self.window, fold=2 * self.window)
 
 
 @dataclass(frozen=True)

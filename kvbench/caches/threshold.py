@@ -1,0 +1,147 @@
+"""Eviction by threshold: a token that has left the sliding window stays if its score says so, in each KV head by itself.
+
+Dynamic Memory Sparsification (arXiv 2506.05345, inference) as KVzap uses it (arXiv 2601.07891, §3). The query at
+position i sees token j ≤ i if i − j ≤ window or score(j) ≥ threshold: the newest ``window`` tokens stored before it, and
+itself, are never dropped (kvpress 0.5.5, ``DMSPress``, tests what has left the window after a token's own attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvbench.caches.attend import fold, unfold
+from kvbench.caches.buffers import TokenBuffer
+from kvbench.caches.dense import DenseLayer
+from kvbench.caches.layer import LayerCache, LayerContext, TokenView
+from kvbench.caches.ledger import Part
+from kvbench.caches.needs import Needs
+from kvbench.caches.observe import Cell
+from kvbench.caches.ragged import SelectedHeads
+from kvbench.caches.surrogate import part_names, surrogate_scores
+
+EVERY = 32
+"""Tokens between two removals. In between a dropped token is masked, takes room, and is counted."""
+BLOCK = 128
+"""Most tokens of a block: what is dropped within one takes room until its end."""
+
+
+class ThresholdLayer(DenseLayer):
+    """One row and one KV head.
+
+    Stored tokens, in order of position: those that passed for good, then all from position ``tested`` on, whose verdicts
+    are known and not carried out yet.
+
+    Args:
+        threshold: Least score that is kept. window: Newest tokens that are kept whatever their score.
+    """
+
+    def __init__(self, context: LayerContext, threshold: float, window: int) -> None:
+        super().__init__(context)
+        self.threshold, self.window, self.tested = threshold, window, 0
+        self.verdicts = TokenBuffer("verdicts", torch.uint8)  # [1, 1, seen − tested, 1]: 1 stays
+        self.scores: Tensor | None = None
+        """Scores ``[1, 1, n]`` of the block at hand; taken by ``append``."""
+
+    def compress(self, prompt: TokenView) -> None:
+        """Take over the tokens that passed and the window, which is scored."""
+        if prompt.scores is None:
+            raise ValueError("tokens are kept by their scores, and the prompt has none")
+        newest = min(prompt.seen, self.window)
+        self._store(prompt.keys, prompt.values, prompt.scores[..., prompt.scores.shape[-1] - newest :])
+        self.tested = prompt.seen - newest
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        if self.scores is None:
+            raise ValueError("tokens are kept by their scores, and these have none")
+        scores, self.scores = self.scores, None
+        self._store(keys, values, scores)
+
+    def _store(self, keys: Tensor, values: Tensor, scores: Tensor) -> None:
+        super().append(keys, values)
+        self.verdicts.append((scores >= self.threshold)[..., None])
+
+    def stable_for(self) -> int | None:
+        return BLOCK
+
+    def attend(self, q: Tensor) -> Tensor:
+        keys, values = self.read(q.dtype)
+        mask = self._visible(q.shape[2], keys.shape[2], q.device)
+        rows = None if mask is None else mask.repeat(q.shape[1], 1)
+        return unfold(F.scaled_dot_product_attention(fold(q, 1), keys, values, attn_mask=rows, scale=self.scaling), q.shape[1])
+
+    def _visible(self, m: int, total: int, device: torch.device) -> Tensor | None:
+        """``[m, total]``, True where a query may read; ``None`` where one query reads all."""
+        if m == 1 and self.tested >= self.seen - self.window:
+            return None
+        waiting = self.verdicts.view()[0, 0, :, 0] != 0
+        at = torch.arange(self.tested, self.tested + len(waiting), device=device)
+        asks = torch.arange(self.seen, self.seen + m, device=device)[:, None]
+        region = (at <= asks) & (waiting | (at >= asks - self.window))
+        return F.pad(region, (total - len(waiting), 0), value=True)
+
+    def settle(self) -> None:
+        """At every ``EVERY``-th token, remove what had left the window by then and failed."""
+        leaving = self.seen - self.seen % EVERY - self.window - self.tested
+        if leaving <= 0:
+            return
+        stays = self.verdicts.view()[0, 0, :leaving, 0].nonzero()[:, 0]
+        if len(stays) < leaving:
+            self._remove(stays, leaving)
+        self.verdicts.drop_front(leaving)
+        self.tested += leaving
+
+    def _remove(self, stays: Tensor, leaving: int) -> None:
+        """Keep ``stays`` of the ``leaving`` oldest tokens with a verdict, and all others."""
+        total, first = self.keys_store.length, self.keys_store.length - self.verdicts.length
+        before, after = (torch.arange(*ends, device=stays.device) for ends in ((0, first), (first + leaving, total)))
+        index = torch.cat((before, first + stays, after))[None, None]
+        self.keys_store.keep(index)
+        self.values_store.keep(index)
+
+    def parts(self) -> Iterator[Part]:
+        yield from super().parts()
+        yield from self.verdicts.parts()
+
+
+class SurrogateHeads(SelectedHeads):
+    """A :class:`ThresholdLayer` for each row and KV head, scored by a surrogate of the hidden states.
+
+    Args:
+        surrogate: Its name among the artefacts. threshold, window: As the cells'.
+    """
+
+    def __init__(self, context: LayerContext, surrogate: str, threshold: float, window: int) -> None:
+        def cell(own: LayerContext) -> LayerCache:
+            return ThresholdLayer(own, threshold, window)
+
+        def select(prompt: TokenView) -> tuple[Tensor, Tensor]:
+            scores = prompt.observed.surrogate(surrogate)
+            return (scores >= threshold) | (prompt.positions >= prompt.seen - window), scores
+
+        super().__init__(context, Needs(surrogate=(surrogate,)), cell, select)
+        self.surrogate = surrogate
+        self.scores: Tensor | None = None
+
+    def block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.hidden is None:
+            raise ValueError("this method reads hidden states, and the model's attention module was not called with any")
+        self.scores = surrogate_scores(self.hidden, self.context.artefacts, self.surrogate)
+        try:
+            return super().block(q, k, v)
+        finally:
+            self.scores = None
+
+    def fill(self, rows: int) -> Iterator[tuple[Cell, LayerCache]]:
+        """Every cell, told the scores of the block at hand."""
+        for cell, layer in super().fill(rows):
+            if isinstance(layer, ThresholdLayer) and self.scores is not None:
+                layer.scores = self.scores[cell.rows, cell.keys]
+            yield cell, layer
+
+    def artefacts(self) -> Iterator[Part]:
+        held = self.context.artefacts
+        return (Part(name, held[name], held[name].nbytes) for name in part_names(self.surrogate) if name in held)

@@ -1,0 +1,84 @@
+"""AdaKV: heads share one budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from kvbench.errors import UnknownName
+from kvbench.methods.base import METHODS, Eviction, Method, param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kvbench.caches.layer import LayerCache, LayerContext, TokenView
+    from kvbench.caches.needs import Needs
+
+
+@dataclass(frozen=True)
+class AdaKV(Eviction):
+    """The best tokens of a layer over all its KV heads together (Feng et al., arXiv 2407.11550, Algorithm 1).
+
+    ``score`` is any eviction's, with that method's own defaults. Each head keeps at least ``alpha_safeguard`` of its
+    even share. What a head keeps is stored apart from the others', so that the layer's bytes are those of the
+    tokens kept. ``decode=hold`` keeps each head's own number of tokens.
+    """
+
+    name: ClassVar[str] = "adakv"
+    title: ClassVar[str] = "AdaKV"
+    family: ClassVar[str] = "head-wise eviction"
+    paper: ClassVar[str] = "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation, arXiv 2407.11550"
+    protocols: ClassVar[tuple[str, ...]] = ("prefill",)
+    score_by: str = param("snapkv", "the eviction whose score decides")
+    alpha_safeguard: float = param(0.2, "least share of its even budget that a head keeps, [0, 1]")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.alpha_safeguard <= 1.0:
+            raise ValueError(f"alpha_safeguard={self.alpha_safeguard}; it is a share of a head's budget and lies in [0, 1]")
+        self._scorer()
+
+    def _scorer(self) -> Eviction:
+        """The method that scores.
+
+        Raises:
+            ValueError: it does not exist or has no score of its own.
+        """
+        try:
+            cls = METHODS.load(self.score_by)
+        except UnknownName as error:
+            raise ValueError(f"score_by={self.score_by}; it must be an eviction: {error.message}") from error
+        if not issubclass(cls, Eviction) or cls is AdaKV:
+            raise ValueError(f"score_by={self.score_by}; it must be an eviction, for example snapkv")
+        return cls(compression_ratio=self.compression_ratio)
+
+    @property
+    def needs(self) -> Needs:
+        return self._scorer().needs
+
+    def score(self, tokens: TokenView) -> Tensor:
+        return self._scorer().score(tokens)
+
+    def select(self, prompt: TokenView) -> tuple[Tensor, Tensor]:
+        """Mask ``[B, Hkv, T]`` of the tokens kept, and the scores."""
+        from dataclasses import replace
+
+        from kvbench.caches.scores import best_over_heads
+
+        budget = self.kept(prompt.keys.shape[2], prompt.layer)
+        scores = self.score(replace(prompt, budget=budget))
+        return best_over_heads(scores, budget, int(budget * self.alpha_safeguard)), scores
+
+    def layer(self, context: LayerContext) -> LayerCache:
+        from kvbench.caches.dense import DenseLayer
+        from kvbench.caches.ragged import HeldHead, SelectedHeads
+
+        def cell(own: LayerContext) -> LayerCache:
+            return DenseLayer(own) if self.evict_every is None else HeldHead(own, self)
+
+        return SelectedHeads(context, self.needs, cell, self.select)
+
+    def over(self, context: LayerContext, store: Method) -> LayerCache:
+        from kvbench.caches.ragged import SelectedHeads
+
+        return SelectedHeads(context, self.needs, store.layer, self.select)
