@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvbench.spec import MethodSpec, RunSpec
+from kvbench.spec import RunSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
-    from kvbench.caches.cache import KVCache
+    from kvbench.caches.cache import Artefacts, Geometry, KVCache
     from kvbench.methods.base import Method
 
 
@@ -46,14 +48,14 @@ def make_cache(
         UnsupportedModel: attention that kvbench does not understand.
     """
     from kvbench.caches.cache import CacheOptions, Geometry, build_cache, use_kvbench_attention
-    from kvbench.methods.base import refuse, resolve
+    from kvbench.methods.base import free, refuse, resolve
     from kvbench.models import check_attention
     from kvbench.shape import check_supported, shape_of
 
     check_supported(model.config)
     check_attention(model)
     if isinstance(method, str):
-        method = resolve(MethodSpec.parse(method), RunSpec(compression_ratio=compression_ratio))
+        method = resolve(free(method), RunSpec(compression_ratio=compression_ratio))
     try:
         method.check(shape_of(model.config.to_dict()))
     except ValueError as error:
@@ -64,21 +66,24 @@ def make_cache(
     return build_cache(method, geometry, CacheOptions(cache_dtype, seed=seed), artefacts)
 
 
-def _artefacts(model: Any, geometry: Any, method: Method, tokens: torch.Tensor | None) -> Any:
-    if method.calibration != "pca":
-        return {}
-    from kvbench.calibration.pca import value_bases
+def _artefacts(model: Any, geometry: Geometry, method: Method, tokens: torch.Tensor | None) -> Artefacts:
+    """What ``method`` reads; of the default text, kept with the model for its next caches."""
+    from kvbench.calibration import provide
     from kvbench.calibration.text import calibration_tokens
     from kvbench.weights import silent
 
-    kept = getattr(model, "_kvbench_value_bases", None)
-    if kept is not None and tokens is None:
-        return kept
-    if tokens is None:
-        tokens = calibration_tokens(_tokenizer_of(model), model.config.get_text_config().vocab_size)
-    found = value_bases(model, geometry, tokens.to(model.device), weights_hash=None, folder=None, stage=silent)
-    model._kvbench_value_bases = found
-    return found
+    kept: dict[str, Sequence[torch.Tensor]] = {} if tokens is not None else getattr(model, "_kvbench_artefacts", {})
+    missing = set(method.artefacts) - set(kept)
+    if missing:
+        tokenizer = _tokenizer_of(model) if tokens is None else None
+        text = calibration_tokens(tokenizer, model.config.get_text_config().vocab_size) if tokens is None else tokens
+        found = provide(
+            missing, model, geometry, text.to(model.device), weights_hash=None, folder=None, stage=silent, tokenizer=tokenizer
+        )  # fmt: skip
+        kept = {**kept, **found}
+        if tokens is None:
+            model._kvbench_artefacts = kept
+    return {name: kept[name] for name in method.artefacts}
 
 
 def _tokenizer_of(model: Any) -> Any:

@@ -5,21 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvbench.corpora import open_text
+from kvbench.errors import CorpusError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = 4096
-_CHARACTERS = 8 * TOKENS
 
 
-def calibration_tokens(tokenizer: Any | None, vocabulary: int) -> Tensor:
-    """``[4096]`` token ids; seeded random ids for a model without a tokenizer."""
+def calibration_tokens(tokenizer: Any | None, vocabulary: int, count: int = TOKENS) -> Tensor:
+    """``[count]`` token ids; seeded random ids for a model without a tokenizer.
+
+    Raises:
+        CorpusError: the text's second half, which is all that is taken, has fewer.
+    """
     import torch
 
     if tokenizer is None:
-        return torch.randint(vocabulary, (TOKENS,), generator=torch.Generator().manual_seed(0))
+        return torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(0))
     text = open_text("language_reference", None)
     text.at_least(2**31)
-    ids = tokenizer(text.read[-_CHARACTERS:], add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids[-TOKENS:])
+    end = text.read[-min(8 * count, len(text.read) // 2) :]
+    ids = tokenizer(end, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < count:
+        raise CorpusError(
+            f"the calibration text has {len(ids):,} tokens of this model, not {count:,}", hint=f"use --tokens {len(ids)} or fewer"
+        )
+    return torch.tensor(ids[-count:])

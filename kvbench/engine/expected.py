@@ -7,35 +7,43 @@ import torch
 from kvbench.caches.layer import LayerCache, LayerContext, prompt_view
 from kvbench.caches.observe import Observer
 from kvbench.caches.rope import Rope
+from kvbench.calibration import stand_ins
 from kvbench.methods.base import Method
 from kvbench.shape import Shape
 
 _AUTO = "bfloat16"
 
 
-def expected_bytes(method: Method, shape: Shape, context: int, cache_dtype: str = "auto") -> int:
+def expected_bytes(method: Method, shape: Shape, context: int, cache_dtype: str = "auto") -> int | None:
     """Stored bytes of one sequence of ``context`` tokens over all layers, before any model is loaded.
+
+    ``None`` where a calibration decides sizes (a rank by retained energy).
 
     Exact for methods whose layers store alike or whose counts depend on the length alone; a method that
     decides by threshold stores what its scores say.
     """
     dtype = getattr(torch, _AUTO if cache_dtype == "auto" else cache_dtype)
-    ends = [_layer_bytes(method, shape, index, context, dtype) for index in (0, shape.layers - 1)]
+    artefacts = stand_ins(method.artefacts, shape)
+    if artefacts is None:
+        return None
+
+    def layer_bytes(index: int) -> int:
+        rope = Rope(_plain_rope(shape.head_dim))
+        sizes = (shape.layers, shape.heads, shape.kv_heads, shape.head_dim)
+        where = LayerContext(index, *sizes, dtype, context=context, rope=rope, artefacts=artefacts)
+        return _layer_bytes(method, where, context)
+
+    ends = [layer_bytes(index) for index in (0, shape.layers - 1)]
     if ends[0] == ends[1]:  # budgets that differ by layer do so monotonically
         return ends[0] * shape.layers
-    return sum(_layer_bytes(method, shape, index, context, dtype) for index in range(shape.layers))
+    return sum(layer_bytes(index) for index in range(shape.layers))
 
 
-def _layer_bytes(method: Method, shape: Shape, index: int, context: int, dtype: torch.dtype) -> int:
-    generator = torch.Generator().manual_seed(index)
-    basis = torch.eye(shape.head_dim).expand(shape.kv_heads, -1, -1)
-    where = LayerContext(
-        index, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, dtype, context=context, rope=Rope(_plain_rope(shape.head_dim)),
-        artefacts={"value_pca": basis, "value_random": basis},
-    )  # fmt: skip
+def _layer_bytes(method: Method, where: LayerContext, context: int) -> int:
+    generator = torch.Generator().manual_seed(where.index)
     layer: LayerCache = method.layer(where)
-    keys = torch.randn(1, shape.kv_heads, context, shape.head_dim, generator=generator)
-    queries = torch.randn(1, shape.heads, min(context, 128), shape.head_dim, generator=generator)
+    keys = torch.randn(1, where.kv_heads, context, where.head_dim, generator=generator)
+    queries = torch.randn(1, where.heads, min(context, 128), where.head_dim, generator=generator)
     observer = Observer(layer.needs, layer.scaling, where.rope)
     observer.follow(queries, keys, context - queries.shape[2])
     layer.adopt(prompt_view(keys, keys, layer.scaling, observer, where))

@@ -8,13 +8,14 @@ blocks (:mod:`kvbench.caches.layer`), which equals feeding one token at a time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, build_cache, capture_cache, captured, decoder_of
+from kvbench.caches.folding import Folds, folded
 from kvbench.caches.layer import TokenView
 from kvbench.caches.needs import Needs
 from kvbench.methods.base import Method
@@ -40,12 +41,14 @@ class Runner:
     Attributes:
         model: A ``transformers`` causal model using kvbench's attention.
         geometry: Read off the model. artefacts: Calibrated tensors. options: How caches are used.
+        folds: Value bases folded into the model's projections, as far as they were used.
     """
 
     model: Any
     geometry: Geometry
     artefacts: Artefacts
     options: CacheOptions
+    folds: Folds = field(default_factory=Folds, compare=False, repr=False)
 
     def cache(self, method: Method) -> KVCache:
         """An empty cache of ``method``."""
@@ -70,7 +73,8 @@ class Runner:
         """Final hidden states ``[B, n, hidden]`` of tokens ``[B, n]`` that follow what ``cache`` has seen."""
         seen = cache.get_seq_length()
         positions = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
-        out = decoder_of(self.model)(input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True)
+        with folded(cache, self.folds):
+            out = decoder_of(self.model)(input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True)
         hidden: Tensor = out.last_hidden_state
         return hidden
 

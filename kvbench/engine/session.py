@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.needs import Needs
-from kvbench.calibration.pca import value_bases
+from kvbench.calibration import digests, provide
 from kvbench.calibration.text import calibration_tokens
 from kvbench.corpora import Windows, load_windows
 from kvbench.engine.environment import describe
@@ -60,7 +60,8 @@ class Session:
 
     @property
     def info_model(self) -> dict[str, Any]:
-        return self.loaded.info
+        """The model's, and which calibration of it methods read: a digest of each artefact's tensors."""
+        return self.loaded.info | {"calibration": digests(self.runner.artefacts)}
 
     @property
     def info_corpus(self) -> dict[str, Any] | None:
@@ -138,8 +139,10 @@ def _check_fit(spec: RunSpec, methods: Mapping[str, Method], loaded: LoadedModel
 
 
 def _artefacts(methods: Mapping[str, Method], loaded: LoadedModel, geometry: Geometry, stage: Stage) -> Artefacts:
-    if not any(m.calibration == "pca" for m in methods.values()):
+    names = {name for method in methods.values() for name in method.artefacts}
+    if not names:
         return {}
     tokens = calibration_tokens(loaded.tokenizer, loaded.shape.vocab_size).to(loaded.device)
     folder = None if loaded.info["random_weights"] else cache_folder() / "calibration"
-    return value_bases(loaded.model, geometry, tokens, weights_hash=loaded.info["weights_hash"], folder=folder, stage=stage)
+    digest = loaded.info["weights_hash"]
+    return provide(names, loaded.model, geometry, tokens, weights_hash=digest, folder=folder, stage=stage, tokenizer=loaded.tokenizer)

@@ -43,6 +43,8 @@ class Orthogonal(Method):
             raise ValueError(f"bits={self.bits}; it must be 8, 4 or 0 (dense)")
 
     def check(self, shape: Shape) -> None:
+        if self.energy is not None:
+            return
         k_rank, v_rank = self._ranks(shape.head_dim)
         if not (self.k_rank and self.v_rank):
             check_rank(shape.head_dim, self.bits, rank=self.rank or shape.head_dim // 2)

@@ -54,6 +54,8 @@ class Palu(Method):
 
     def check(self, shape: Shape) -> None:
         heads = heads_in_group(self.group_heads, shape.kv_heads)
+        if self.energy is not None:
+            return
         k_rank, v_rank = self._ranks(shape.head_dim)
         if not (self.k_rank and self.v_rank):
             check_rank(shape.head_dim, self.bits, heads, rank=self.rank or shape.head_dim // 2)

@@ -42,7 +42,8 @@ class VLowRank(Method):
             raise ValueError(f"bits={self.bits}; it must be 8, 4 or 0 (dense)")
 
     def check(self, shape: Shape) -> None:
-        check_rank(shape.head_dim, self.bits, rank=self._rank(shape.head_dim))
+        if self.energy is None:
+            check_rank(shape.head_dim, self.bits, rank=self._rank(shape.head_dim))
 
     def _rank(self, head_dim: int) -> int:
         return self.rank or head_dim // 2
