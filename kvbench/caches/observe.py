@@ -176,7 +176,7 @@ class Observer:
         if self._sums is None:
             self._sums = TokenBuffer("attention sums", wide)
         m, total = q.shape[2], keys.shape[2]
-        self._sums.append(q.new_zeros(*q.shape[:3], 1, dtype=wide))
+        self._sums.append(q.new_zeros(*q.shape[:2], total - self._sums.length, 1, dtype=wide))
         sums = self._sums.view()[..., 0]
         for start in range(0, m, SLAB):
             end = min(m, start + SLAB)

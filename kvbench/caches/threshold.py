@@ -19,8 +19,8 @@ from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
-from kvbench.caches.observe import Cell
-from kvbench.caches.ragged import SelectedHeads
+from kvbench.caches.observe import Cell, Observer
+from kvbench.caches.ragged import MakeCell, SelectedHeads
 from kvbench.caches.surrogate import part_names, surrogate_scores
 
 EVERY = 32
@@ -37,11 +37,12 @@ class ThresholdLayer(DenseLayer):
 
     Args:
         threshold: Least score that is kept. window: Newest tokens that are kept whatever their score.
+        store: Another layer, to which tokens that passed are handed for good; ``None`` keeps them here.
     """
 
-    def __init__(self, context: LayerContext, threshold: float, window: int) -> None:
+    def __init__(self, context: LayerContext, threshold: float, window: int, store: LayerCache | None = None) -> None:
         super().__init__(context)
-        self.threshold, self.window, self.tested = threshold, window, 0
+        self.threshold, self.window, self.tested, self.store = threshold, window, 0, store
         self.verdicts = TokenBuffer("verdicts", torch.uint8)  # [1, 1, seen − tested, 1]: 1 stays
         self.scores: Tensor | None = None
         """Scores ``[1, 1, n]`` of the block at hand; taken by ``append``."""
@@ -51,8 +52,29 @@ class ThresholdLayer(DenseLayer):
         if prompt.scores is None:
             raise ValueError("tokens are kept by their scores, and the prompt has none")
         newest = min(prompt.seen, self.window)
-        self._store(prompt.keys, prompt.values, prompt.scores[..., prompt.scores.shape[-1] - newest :])
+        passed = prompt.scores.shape[-1] - newest
+        if self.store is not None:
+            self._hand_over(prompt, torch.arange(passed, device=prompt.keys.device))
+        own = slice(None if self.store is None else passed, None)
+        self._store(prompt.keys[:, :, own], prompt.values[:, :, own], prompt.scores[..., passed:])
         self.tested = prompt.seen - newest
+
+    def _hand_over(self, tokens: TokenView, index: Tensor) -> None:
+        """Give ``store`` the tokens at ``index`` ``[m]``, if any."""
+        if self.store is not None and len(index):
+            self.store.scaling, self.store.seen = self.scaling, self.seen
+            self.store.compress(tokens.at(index[None, None]))
+
+    @property
+    def length(self) -> int:
+        return self.keys_store.length + (0 if self.store is None else self.store.length)
+
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        own = super().read(dtype)
+        if self.store is None or self.store.length == 0:
+            return own
+        passed = self.store.read(dtype)
+        return torch.cat((passed[0], own[0]), 2), torch.cat((passed[1], own[1]), 2)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         if self.scores is None:
@@ -65,7 +87,7 @@ class ThresholdLayer(DenseLayer):
         self.verdicts.append((scores >= self.threshold)[..., None])
 
     def stable_for(self) -> int | None:
-        return BLOCK
+        return BLOCK if self.store is None else EVERY - self.seen % EVERY  # what is handed over reads otherwise from then on
 
     def attend(self, q: Tensor) -> Tensor:
         keys, values = self.read(q.dtype)
@@ -89,7 +111,11 @@ class ThresholdLayer(DenseLayer):
         if leaving <= 0:
             return
         stays = self.verdicts.view()[0, 0, :leaving, 0].nonzero()[:, 0]
-        if len(stays) < leaving:
+        if self.store is not None:
+            self._hand_over(self._view(), stays)
+            self.keys_store.drop_front(leaving)
+            self.values_store.drop_front(leaving)
+        elif len(stays) < leaving:
             self._remove(stays, leaving)
         self.verdicts.drop_front(leaving)
         self.tested += leaving
@@ -102,9 +128,20 @@ class ThresholdLayer(DenseLayer):
         self.keys_store.keep(index)
         self.values_store.keep(index)
 
+    def _view(self) -> TokenView:
+        """The tokens here, all from position ``tested`` on."""
+        keys, values = self.keys_store.buffer.view(), self.values_store.buffer.view()
+        positions = torch.arange(self.tested, self.seen, device=keys.device).expand(keys.shape[:3])
+        return TokenView(keys, values, positions, self.seen, self.scaling, Observer(Needs(), self.scaling), self.context)
+
     def parts(self) -> Iterator[Part]:
+        if self.store is not None:
+            yield from self.store.all_parts()
         yield from super().parts()
         yield from self.verdicts.parts()
+
+    def artefacts(self) -> Iterator[Part]:
+        return iter(()) if self.store is None else self.store.artefacts()
 
 
 class SurrogateHeads(SelectedHeads):
@@ -112,11 +149,12 @@ class SurrogateHeads(SelectedHeads):
 
     Args:
         surrogate: Its name among the artefacts. threshold, window: As the cells'.
+        store: Makes the layer that stores a cell's tokens once they passed; ``None`` keeps them in the cell.
     """
 
-    def __init__(self, context: LayerContext, surrogate: str, threshold: float, window: int) -> None:
+    def __init__(self, context: LayerContext, surrogate: str, threshold: float, window: int, store: MakeCell | None = None) -> None:
         def cell(own: LayerContext) -> LayerCache:
-            return ThresholdLayer(own, threshold, window)
+            return ThresholdLayer(own, threshold, window, None if store is None else store(own))
 
         def select(prompt: TokenView) -> tuple[Tensor, Tensor]:
             scores = prompt.observed.surrogate(surrogate)
@@ -143,5 +181,6 @@ class SurrogateHeads(SelectedHeads):
             yield cell, layer
 
     def artefacts(self) -> Iterator[Part]:
+        yield from super().artefacts()
         held = self.context.artefacts
-        return (Part(name, held[name], held[name].nbytes) for name in part_names(self.surrogate) if name in held)
+        yield from (Part(name, held[name], held[name].nbytes) for name in part_names(self.surrogate) if name in held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, Range
+from kvbench.budgets import Dial, Range, Settings
 from kvbench.caches.needs import Needs
 from kvbench.methods.base import Method, param
 
@@ -20,15 +20,20 @@ class KVzap(Method):
     A surrogate predicts from a token's hidden state the logarithm of its KVzip+ score: the largest attention it gets
     when the model repeats the prompt, times the norm of what it then writes, over the asking token's norm. A token
     that has left the newest ``window`` is dropped if that is below ``threshold``. How much is kept follows from the
-    text. ``surrogate=linear`` or ``mlp`` is calibrated for the model on first use (``kvbench calibrate kvzap``).
+    text: ``threshold=-4`` is what the published weights of Qwen3-8B are used with. ``surrogate=linear`` or ``mlp`` is
+    calibrated for the model on first use (``kvbench calibrate kvzap``).
     """
 
     name: ClassVar[str] = "kvzap"
     title: ClassVar[str] = "KVzap"
     family: ClassVar[str] = "head-wise eviction"
     paper: ClassVar[str] = "KVzap: Fast, Adaptive, and Faithful KV Cache Pruning, arXiv 2601.07891"
+    selects: ClassVar[bool] = True
+    variants: ClassVar[tuple[str, ...]] = ("kvzap", "kvzap:threshold=-4")
     trial: ClassVar[str | None] = "kvzap:threshold=-1.1,window=32"
-    dial: ClassVar[Dial | None] = Range("threshold", most=-50.0, least=50.0)
+    dial: ClassVar[Dial | None] = Settings(
+        tuple({"window": tokens} for tokens in (128, 64, 32, 16)), fine=Range("threshold", most=-50.0, least=50.0)
+    )
     threshold: float = param(-7.0, "least score that is kept, natural logarithm")
     window: int = param(128, "newest tokens that are always kept")
     surrogate: str = param("linear", "linear or mlp, calibrated here; or the hub id or folder of published weights")
@@ -57,3 +62,8 @@ class KVzap(Method):
         from kvbench.caches.threshold import SurrogateHeads
 
         return SurrogateHeads(context, self._artefact, self.threshold, self.window)
+
+    def over(self, context: LayerContext, store: Method) -> LayerCache:
+        from kvbench.caches.threshold import SurrogateHeads
+
+        return SurrogateHeads(context, self._artefact, self.threshold, self.window, store.layer)
