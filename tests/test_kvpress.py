@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,36 @@ import pytest
 import torch
 
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
+from kvbench.caches.channels import ThinLayer
+from kvbench.caches.dense import DenseLayer
+from kvbench.caches.ragged import RaggedLayer
 from kvbench.corpora import load_windows
 from kvbench.engine.protocol import Runner
 from kvbench.engine.scoring import score
-from kvbench.methods.base import resolve
+from kvbench.methods.adakv import AdaKV
+from kvbench.methods.base import Eviction, Method, resolve
+from kvbench.methods.snapkv import SnapKV
 from kvbench.spec import CorpusSpec, MethodSpec, RunSpec
 
 GOLDEN: dict[str, Any] = orjson.loads((Path(__file__).parent / "golden" / "kvpress.json").read_bytes())
-OURS = {"none": "baseline"}
-CASES = [("small", name) for name in GOLDEN["small"]["methods"]] + [("small_snapkv_window16", "snapkv")]
-if os.environ.get("KVBENCH_FULL"):  # C = S = 512, four samples: minutes
-    CASES += [("full", name) for name in GOLDEN["full"]["methods"]]
-METHODS = {("small_snapkv_window16", "snapkv"): "snapkv:window=16"}
+SECTIONS = [name for name, facts in GOLDEN.items() if isinstance(facts, dict) and "methods" in facts]
+if not os.environ.get("KVBENCH_FULL"):  # C = S = 512, four samples: minutes
+    SECTIONS = [name for name in SECTIONS if not name.startswith("full")]
+CASES = [(section, name) for section in SECTIONS for name in GOLDEN[section]["methods"]]
+SELECTIONS = [case for case in CASES if "kept" in GOLDEN[case[0]]["methods"][case[1]]]
+OURS = {"window_size": "window", "kernel_size": "kernel"}
+"""Parameters that kvpress calls otherwise; ``epsilon`` is 0 there and none here."""
 pytestmark = [pytest.mark.data, pytest.mark.model]
+
+
+@dataclass(frozen=True)
+class NarrowAdaKV(AdaKV):
+    """AdaKV over a SnapKV of another window than its default."""
+
+    window: int = 64
+
+    def _scorer(self) -> Eviction:
+        return SnapKV(compression_ratio=self.compression_ratio, window=self.window)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +58,17 @@ def windows(section: str, embedded_model: Any, data_dir: Path) -> torch.Tensor:
     return load_windows(spec, embedded_model.tokenizer, lambda *_: None).tokens
 
 
-def method_of(section: str, name: str) -> Any:
-    spec = MethodSpec.parse(METHODS.get((section, name), OURS.get(name, name)))
-    return resolve(spec, RunSpec(compression_ratio=GOLDEN[section]["compression_ratio"]))
+def method_of(section: str, name: str) -> Method:
+    """Ours with the parameters that the golden file names."""
+    facts = GOLDEN[section]["methods"][name]
+    params = {OURS.get(key, key): value for key, value in facts["params"].items() if key != "epsilon"}
+    ratio = GOLDEN[section]["compression_ratio"]
+    if name == "adakv":
+        return NarrowAdaKV(compression_ratio=ratio, window=params["window"], **facts["wrapper_params"])
+    if name == "think":  # kvpress thins the newest tokens too
+        params |= {"key_channel_compression_ratio": ratio, "recent": 0}
+    spec = MethodSpec("baseline" if name == "none" else name, tuple(params.items()))
+    return resolve(spec, RunSpec(compression_ratio=ratio))
 
 
 @pytest.mark.parametrize(("section", "name"), CASES)
@@ -59,17 +85,39 @@ def test_nll_agrees_with_kvpress(section: str, name: str, runner: Runner, embedd
         assert found["nll"] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize(("section", "name"), [case for case in CASES if case[1] != "none"])
+@pytest.mark.parametrize(("section", "name"), SELECTIONS)
 def test_kept_tokens_are_kvpress_s(section: str, name: str, runner: Runner, embedded_model: Any, data_dir: Path) -> None:
-    """The same tokens in every KV head of the recorded layers of the first sample."""
+    """The same tokens in every KV head of the recorded layers of the first sample, and as many in every layer."""
     tokens, split = windows(section, embedded_model, data_dir)[:1, : GOLDEN[section]["context"]], GOLDEN[section]["context"]
-    method = method_of(section, name)
+    golden, method = GOLDEN[section]["methods"][name], method_of(section, name)
     prompt = runner.prefill(tokens, method.needs)
     cache = runner.compress(method, prompt)
-    for layer, heads in GOLDEN[section]["methods"][name]["kept"].items():
-        ours = cache.layers[int(layer)].keys_store.read(torch.float32)[0]
+    for layer, heads in golden["kept"].items():
         full = prompt.views[int(layer)].keys[0]
         for head, expected in enumerate(heads):
-            kept = [int(torch.nonzero((full[head] == key).all(-1))[0]) for key in ours[head]]
-            assert kept == expected
-            assert len(kept) == split // 2
+            ours = head_of(cache.layers[int(layer)], head)
+            assert [int(torch.nonzero((full[head] == key).all(-1))[0]) for key in ours] == expected
+    if "wrapper" not in golden:  # AdaKVPress only hides
+        lengths = golden["n_kept"] if isinstance(golden["n_kept"], list) else [golden["n_kept"]] * len(cache.layers)
+        assert [layer.length for layer in cache.layers] == lengths
+    assert sum(layer.held() for layer in cache.layers) == pytest.approx(0.5 * split * len(cache.layers) * len(heads), abs=len(cache.layers))
+
+
+def head_of(layer: Any, head: int) -> torch.Tensor:
+    """The keys of one KV head, ``[m, D]``."""
+    if isinstance(layer, RaggedLayer):
+        layer, head = layer.cells[0][head], 0
+    assert isinstance(layer, DenseLayer)
+    return layer.keys_store.read(torch.float32)[0, head]
+
+
+@pytest.mark.parametrize("section", [section for section, name in CASES if name == "think"])
+def test_kept_channels_are_kvpress_s(section: str, runner: Runner, embedded_model: Any, data_dir: Path) -> None:
+    tokens = windows(section, embedded_model, data_dir)[:1, : GOLDEN[section]["context"]]
+    method = method_of(section, "think")
+    cache = runner.compress(method, runner.prefill(tokens, method.needs))
+    for index, heads in GOLDEN[section]["methods"]["think"]["channels"].items():
+        layer = cache.layers[int(index)]
+        assert isinstance(layer, ThinLayer)
+        assert layer.old_keys.channels is not None
+        assert layer.old_keys.channels[0].tolist() == heads

@@ -26,7 +26,9 @@ from kvbench.methods.base import Method
 
 Label = Literal["reference", "real", "simulated", "masked", "no-op"]
 PROBES = 16
-"""Stored tokens tried one by one where bytes are not fewer."""
+"""Stored tokens, each in one KV head of one layer, tried one by one where bytes are not fewer."""
+LOUD = 1e4
+"""What a probed token is overwritten with: with this sign or the other, any attention to it shows."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +130,17 @@ class Auditor:
         return Check(gap > 0, min(gap, 1e30), "largest change of the hidden states after everything stored was corrupted")
 
     def _probe(self, method: Method, clean: Tensor) -> Check:
-        """Corrupt stored tokens one at a time: a token that changes nothing is hidden, yet takes room."""
-        length = self.tokens.shape[1]
-        places = sorted({int(i * (length - 1) / (PROBES - 1)) for i in range(PROBES)})
-        hidden = [p for p in places if self._disturbed(method, partial(_corrupt_token, place=p, length=length), clean) == 0]
-        return Check(not hidden, len(hidden) / len(places), f"share of {len(places)} probed tokens that are stored and never read")
+        """Corrupt stored tokens one at a time, in one KV head of one layer: one that changes nothing is hidden, yet takes room."""
+        g, length = self.runner.geometry, self.tokens.shape[1]
+        last = PROBES - 1
+        spots = {(i * (g.layers - 1) // last, i % g.kv_heads, i * (length - 1) // last) for i in range(PROBES)}
+
+        def silent(spot: tuple[int, int, int]) -> bool:
+            changes = (partial(_corrupt_token, spot=spot, length=length, to=to) for to in (LOUD, -LOUD))
+            return all(self._disturbed(method, change, clean) == 0 for change in changes)
+
+        hidden = sum(map(silent, sorted(spots)))
+        return Check(not hidden, hidden / len(spots), f"share of {len(spots)} probed tokens that a head stores and never reads")
 
     def _identity(self, method: Method) -> dict[str, Check]:
         """The baseline against the model's own attention and ``DynamicCache``, both in the compute dtype."""
@@ -159,8 +167,7 @@ def _own_logits(runner: Runner, tokens: Tensor, after: Tensor) -> Tensor:
 
 
 def _ledger_check(cache: KVCache) -> Check:
-    shared = [part.tensor for layer in cache.layers for part in layer.artefacts()]
-    skip = {t.untyped_storage().data_ptr() for t in [*shared, *_given(cache)]}
+    skip = {t.untyped_storage().data_ptr() for t in _given(cache)}
     held = sum(t.untyped_storage().nbytes() for t in _reachable(cache) if t.untyped_storage().data_ptr() not in skip)
     counted = cache.ledger().allocated
     return Check(held == counted, float(held - counted), f"{held:,} bytes reachable from the cache, {counted:,} in the ledger")
@@ -173,8 +180,9 @@ def _reachable(cache: KVCache) -> list[Tensor]:
 
 
 def _given(cache: KVCache) -> list[Tensor]:
-    """Tensors of the session that a layer's context names."""
-    return [t for layer in cache.layers for t in layer.context.artefacts.values()]
+    """Tensors that other caches read too: the session's, which a layer's context names, and what a layer calls artefacts."""
+    named = [t for layer in cache.layers for t in layer.context.artefacts.values()]
+    return [*named, *(part.tensor for layer in cache.layers for part in layer.artefacts())]
 
 
 def _tensors_alive() -> list[Tensor]:
@@ -206,10 +214,13 @@ def _corrupt(cache: KVCache) -> None:
             tensor.neg_().add_(1.0)
 
 
-def _corrupt_token(cache: KVCache, place: int, length: int) -> None:
-    for tensor in _reachable(cache):
+def _corrupt_token(cache: KVCache, spot: tuple[int, int, int], length: int, to: float) -> None:
+    """Overwrite what one layer stores of one token for one KV head, (layer, head, token) = ``spot``."""
+    layer, head, place = spot
+    rope = cache.layers[layer].context.rope
+    for tensor in reachable_tensors(cache.layers[layer], stop=[] if rope is None else [id(rope)]):
         if tensor.ndim == 4 and tensor.shape[2] >= length and tensor.is_floating_point():
-            tensor[:, :, place].neg_().add_(1.0)
+            tensor[:, head % tensor.shape[1], place] = to
 
 
 __all__ = ["Auditor", "Check", "Verdict"]
