@@ -80,6 +80,25 @@ class CorpusLoaded(Event):
 
 
 @dataclass(frozen=True)
+class BudgetSolved(Event):
+    """With which parameters a method meets its byte budget, or comes nearest to it.
+
+    Bytes are of one sequence after the context, over all layers, as the run's first prompt is stored.
+    """
+
+    method: str
+    budget: str
+    """As asked for: ``4x``, ``14KiB/token``."""
+    parameters: dict[str, Any]
+    """What was turned, and to what."""
+    target_bytes: float
+    stored_bytes: int
+    baseline_bytes: int
+    error: str | None = None
+    """Why it cannot be met: the row's end. ``None``: it is met."""
+
+
+@dataclass(frozen=True)
 class UnitStarted(Event):
     unit: str
 

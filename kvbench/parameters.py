@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from typing import Any
 
 from kvbench.errors import UnknownName, UsageError
@@ -16,19 +16,32 @@ def param(default: Any, meaning: str) -> Any:
 
 def parameters(cls: type[Any]) -> list[tuple[str, Any, str]]:
     """(name, default, meaning) of each parameter of a registered dataclass."""
-    return [(f.name, f.default, f.metadata.get("meaning", "")) for f in fields(cls) if f.init]
+    return [(f.name, f.default, f.metadata.get("meaning", "")) for f in _named(cls)]
+
+
+def _named(cls: type[Any]) -> list[Field[Any]]:
+    """The fields that are parameters by their own name."""
+    return [f for f in fields(cls) if f.init and f.name != getattr(cls, "takes_rest", None)]
 
 
 def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
     """Instantiate a registered dataclass with a spec's options, checking names and kinds.
 
+    A class whose ``takes_rest`` names a field is given there, as they are, the options that it does not name.
+
     Raises:
         UnknownName: a parameter that it does not have.
         UsageError: a value of the wrong kind, or one that its ``__post_init__`` refuses.
     """
-    known = {f.name: f for f in fields(cls) if f.init}
-    values: dict[str, ParamValue] = {}
-    for key, value in spec.params:
+    known, rest = {f.name: f for f in _named(cls)}, getattr(cls, "takes_rest", None)
+    values: dict[str, Any] = {} if rest is None else {rest: ()}
+    for given, value in spec.params:
+        key = given or next(iter(known), given)
+        if key in values:
+            raise UsageError(f"{kind} '{spec.label}' gives '{key}' twice: the first value without a name is {key}'s")
+        if key not in known and rest is not None and key != rest:
+            values[rest] += ((key, value),)
+            continue
         if key not in known:
             raise UnknownName(f"parameter of {kind} {spec.name}:", key, known, hint=f"kvbench list {kind}s")
         values[key] = _coerce(spec, key, value, known[key].type, kind)
@@ -39,7 +52,8 @@ def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
 
 
 def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any, kind: str) -> ParamValue:
-    kinds = {part.strip() for part in str(annotation).split("|")}
+    written = annotation.__name__ if isinstance(annotation, type) else str(annotation)  # a class, where annotations are not postponed
+    kinds = {part.strip() for part in written.split("|")}
     if "float" in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value).__name__ in kinds:

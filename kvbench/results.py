@@ -1,7 +1,9 @@
 """The result file: what a run found, in one JSON document that outlives the program.
 
 Schema 1, beside what DESIGN §8 shows: ``records`` holds every measurement (evaluator → method → key → data), so that each
-figure in ``results`` can be computed again; ``lost`` the units that killed their worker; ``seconds`` the time of running.
+figure in ``results`` can be computed again; ``lost`` the units that killed their worker; ``seconds`` the time of running. Rows
+with a byte budget say what was asked (``budget``, ``target_*``), what was turned for it (``budget_solved``) and whether the
+measured bytes meet it (``budget_met``).
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from uuid import uuid4
 
 import orjson
 
+from kvbench import events as ev
+from kvbench.budgets import is_met
 from kvbench.errors import ResourceError, ResultError
 from kvbench.evaluators.base import BASELINE, Measured
 from kvbench.spec import MethodSpec, RunSpec
@@ -81,9 +85,19 @@ def _row(row: MethodState, found: Mapping[str, Any], measured: Sequence[Measured
         "error_kind": row.error_kind,
         "audit": row.audit_label,
         "audit_checks": dict(row.audit) if row.audit is not None else None,
+        **_budget(row.budget, found.get("stored_bytes")),
         **found,
         "measured": [asdict(m) for m in measured],
     }
+
+
+def _budget(found: ev.BudgetSolved | None, stored: float | None) -> dict[str, Any]:
+    """What was asked of a row with a budget, and whether what it stored (else the run's first prompt, as stored) meets it."""
+    if found is None:
+        return {}
+    asked = {"target_stored_bytes": found.target_bytes, "target_compression_factor": found.baseline_bytes / found.target_bytes}
+    met = is_met(found.stored_bytes if stored is None else stored, found.target_bytes)
+    return {"budget": found.budget, **asked, "budget_met": met, "budget_solved": asdict(found)}
 
 
 def _title(label: str) -> str:
@@ -185,7 +199,9 @@ def to_state(result: Mapping[str, Any]) -> RunState:
 def _method_state(row: Mapping[str, Any]) -> MethodState:
     known: MethodStatus = row["status"] if row["status"] in get_type_hints(MethodState)["status"].__args__ else "waiting"
     done = int(known == "done")
+    budget = row.get("budget_solved")
     return MethodState(
         row["method"], known, units_done=done, units_planned=1, error=row.get("error"), error_kind=row.get("error_kind"),
         audit_label=row.get("audit"), audit=row.get("audit_checks"),
+        budget=ev.BudgetSolved(**budget) if budget else None,
     )  # fmt: skip

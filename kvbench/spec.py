@@ -2,14 +2,17 @@
 
 ``RunSpec`` is the whole question of one run. Methods and evaluators are written as
 ``name`` or ``name:param=value,param=value``; a list separates them by commas
-(``snapkv,kivi:bits=2,group=32,int8``). A value with several entries joins them by ``+``
-(``speed:batch=1+8``).
+(``snapkv,kivi:bits=2,group=32,int8``). A first value without a name is the first parameter's
+(``kvpress:SnapKVPress``). A value with several entries joins them by ``+`` (``speed:batch=1+8``);
+an eviction and what stores the tokens that it keeps are joined likewise (``snapkv+kivi:bits=2``).
+A method may end in the budget that it has to meet (``snapkv@4x``, ``kivi:group=32@14KiB/token``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
@@ -17,6 +20,7 @@ from typing import Any, Literal, Self
 import msgspec
 import orjson
 
+from kvbench.budgets import Budget, parse_budgets
 from kvbench.errors import ResultError, UsageError
 
 ParamValue = bool | int | float | str
@@ -44,6 +48,10 @@ def format_value(value: ParamValue) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+FIRST = ""
+"""Name of a value that is given without one: the first parameter's."""
+
+
 @dataclass(frozen=True)
 class NamedSpec:
     """A registered name with parameters; ``label`` is its canonical text and its row's identity."""
@@ -53,7 +61,7 @@ class NamedSpec:
 
     @property
     def label(self) -> str:
-        given = ",".join(f"{key}={format_value(value)}" for key, value in self.params)
+        given = ",".join(f"{key}={format_value(value)}" if key else format_value(value) for key, value in self.params)
         return f"{self.name}:{given}" if given else self.name
 
     @property
@@ -73,7 +81,9 @@ class NamedSpec:
         params: dict[str, ParamValue] = {}
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, value = part.partition("=")
-            if not equals or not key or not value:
+            if not equals and not params:
+                key, equals, value = FIRST, "=", part
+            if not equals or not value or not (key or key is FIRST):
                 raise UsageError(f"'{part}' in '{text}' is not param=value", hint=f"for example {name}:{key}=1")
             if key in params:
                 raise UsageError(f"'{key}' is given twice in '{text}'")
@@ -81,8 +91,50 @@ class NamedSpec:
         return cls(name, tuple(params.items()))
 
 
+@dataclass(frozen=True)
 class MethodSpec(NamedSpec):
-    """A compression method as asked for."""
+    """A compression method as asked for.
+
+    Attributes:
+        store: What stores the tokens that the method keeps, written after a ``+``.
+        budget: Bytes that it has to meet, written after an ``@`` (:mod:`kvbench.budgets`).
+    """
+
+    store: MethodSpec | None = None
+    budget: str | None = None
+
+    @property
+    def label(self) -> str:
+        joined = super().label + ("" if self.store is None else f"+{self.store.label}")
+        return joined if self.budget is None else f"{joined}@{self.budget}"
+
+    def turned(self, parameters: Mapping[str, ParamValue]) -> Self:
+        """With ``parameters`` set; those whose name begins with ``+`` are the store's."""
+        own = {key: value for key, value in parameters.items() if not key.startswith("+")}
+        stores = {key[1:]: value for key, value in parameters.items() if key.startswith("+")}
+        store = self.store.turned(stores) if self.store is not None else None
+        return replace(self, params=tuple({**self.options, **own}.items()), store=store)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``name:param=value,...``, after a ``+`` what stores the tokens that it keeps, and after an ``@`` its budget.
+
+        Raises:
+            UsageError: a part that is not ``param=value``, a parameter given twice, a name that is missing, a second ``+``,
+                or a budget that is none.
+        """
+        method, at, budget = text.rpartition("@")
+        if at:
+            return replace(cls.parse(method), budget=Budget.parse(budget).text)
+        first, *rest = _PLUS.split(text.strip())
+        if len(rest) > 1:
+            raise UsageError(f"'{text}' joins more than two methods", hint="write EVICTION+QUANTISATION, for example snapkv+int4")
+        own = super().parse(first)
+        return replace(own, store=cls.parse(rest[0])) if rest else own
+
+
+_PLUS = re.compile(r"\+(?=[^\d.])")
+"""Joins two methods; between numbers it joins the entries of one value."""
 
 
 class EvaluatorSpec(NamedSpec):
@@ -143,7 +195,11 @@ class CorpusSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run's whole question. Lengths are in tokens; ``compression_ratio`` is the fraction removed."""
+    """One run's whole question.
+
+    Lengths are in tokens; ``compression_ratio`` is the fraction removed. Every method that has no budget of its own is
+    run once for each ``budget`` of the comma list.
+    """
 
     preset: str | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -154,6 +210,7 @@ class RunSpec:
     context: int = 512
     continuation: int = 256
     compression_ratio: float = 0.5
+    budget: str | None = None
     protocol: Protocol = "prefill"
     chunk_size: int = 1
     batch_size: int = 1
@@ -173,6 +230,7 @@ class RunSpec:
                 f"--compression-ratio is {self.compression_ratio}; it is the fraction removed and lies in [0, 1)",
                 hint="for a cache four times smaller use --compression-ratio 0.75",
             )
+        self._check_budgets()
         if self.corpus.stride is not None and self.corpus.stride < 1:
             raise UsageError(f"--stride is {self.corpus.stride}; it must be at least 1")
         if self.samples % self.batch_size:
@@ -185,6 +243,15 @@ class RunSpec:
             if labels.count(label) > 1:
                 raise UsageError(f"method '{label}' is given twice", hint="name each method once")
         return self
+
+    def _check_budgets(self) -> None:
+        if self.budget is not None:
+            parse_budgets(self.budget)
+        if self.protocol == "streaming" and (self.budget is not None or any(m.budget for m in self.methods)):
+            raise UsageError(
+                "a budget is what is stored after the context, and --protocol streaming reads bytes at the stream's end",
+                hint="--protocol prefill, or set the methods' own parameters",
+            )
 
     def with_changes(self, **changes: Any) -> RunSpec:
         return replace(self, **changes)

@@ -22,6 +22,8 @@ Records = Mapping[str, Mapping[str, Mapping[str, dict[str, Any]]]]
 
 TELEMETRY_KEPT = 600
 LOG_KEPT = 400
+OVER_BUDGET = "budget"
+"""Kind of the failure of a method that cannot meet its budget: it would not the next time either."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class MethodState:
     """The unit that it failed in: the failure is final once that unit is finished."""
     audit_label: str | None = None
     audit: Mapping[str, Any] | None = None
+    budget: ev.BudgetSolved | None = None
+    """How the budget in its label was met, or why not."""
     revision: int = 0
     """Counts this row's changes, so that views can keep what they computed."""
 
@@ -163,7 +167,7 @@ def _run_resumed(state: RunState, e: ev.RunResumed) -> RunState:
     """Unfinished units are done again whole, with the methods that failed in them; what is finished stays."""
     state = _idle(state)
     for label, row in state.methods.items():
-        if row.status == "failed" and row.failed_in not in state.done:
+        if row.status == "failed" and row.failed_in not in state.done and row.error_kind != OVER_BUDGET:
             state = _row(state, label, status="waiting", error=None, error_kind=None, failed_in=None)
     return replace(
         state, status="running", lost=MappingProxyType({}), current_unit=None, worker_pid=None,
@@ -189,6 +193,12 @@ def _model(state: RunState, e: ev.ModelLoaded) -> RunState:
 
 def _corpus(state: RunState, e: ev.CorpusLoaded) -> RunState:
     return replace(state, corpus=MappingProxyType(e.corpus), stage="")
+
+
+def _budget(state: RunState, e: ev.BudgetSolved) -> RunState:
+    if e.error is None:
+        return _row(state, e.method, budget=e)
+    return _row(state, e.method, budget=e, status="failed", error=e.error, error_kind=OVER_BUDGET)
 
 
 def _unit_started(state: RunState, e: ev.UnitStarted) -> RunState:
@@ -275,6 +285,7 @@ _RULES: Mapping[type[ev.Event], Callable[[RunState, Any], RunState]] = {
     ev.EnvironmentRecorded: _environment,
     ev.ModelLoaded: _model,
     ev.CorpusLoaded: _corpus,
+    ev.BudgetSolved: _budget,
     ev.UnitStarted: _unit_started,
     ev.MethodStarted: _method_started,
     ev.RecordMade: _record,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from kvbench.budgets import written
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, Summary, build
 from kvbench.registry import Registry
 from kvbench.spec import EvaluatorSpec, RunSpec
@@ -26,6 +27,7 @@ class Row:
         factor: Baseline bytes over stored bytes. stored_bytes: per sequence at the run's context.
         memory_bytes: Peak of the device's memory (NVML) or the worker's resident memory; ``memory_name`` says which.
         tokens_per_s, ttft_s: Decode speed and time to first token at the first timed point.
+        target_bytes: What its budget asks ``stored_bytes`` to be. settings: What was turned to meet it, ``rank=12``.
     """
 
     label: str
@@ -48,6 +50,8 @@ class Row:
     memory_name: str | None = None
     tokens_per_s: float | None = None
     ttft_s: float | None = None
+    target_bytes: float | None = None
+    settings: str = ""
 
 
 @lru_cache(maxsize=64)
@@ -96,9 +100,10 @@ def rows(state: RunState) -> list[Row]:
 
 def _row(state: RunState, label: str, found: Mapping[str, Any]) -> Row:
     method = state.methods[label]
-    known = set(Row.__dataclass_fields__) - {"label", "status", "progress", "error", "audit"}
+    known = set(Row.__dataclass_fields__) - {"label", "status", "progress", "error", "audit", "target_bytes", "settings"}
     renamed = {**found, "delta_pct": found.get("ppl_delta_pct"), "factor": found.get("compression_factor")}
     return Row(
         label=label, status=method.status, progress=method.units_done / max(1, method.units_planned),
-        error=method.error, audit=method.audit_label, **{k: v for k, v in renamed.items() if k in known},
+        error=method.error, audit=method.audit_label, target_bytes=method.budget.target_bytes if method.budget else None,
+        settings=written(method.budget.parameters) if method.budget else "", **{k: v for k, v in renamed.items() if k in known},
     )  # fmt: skip

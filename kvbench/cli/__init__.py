@@ -19,10 +19,12 @@ COMMANDS = {
     "list": "List methods, evaluators, presets or corpora.",
     "compare": "Set one result against another, with tests.",
     "verify": "Check that a method does what it says.",
+    "calibrate": "Make beforehand what a method needs of a model.",
     "watch": "Attach to a run, or look at one again.",
     "show": "Print a run's table.",
+    "new-method": "Write a package for a method of your own.",
 }
-"""Command → what it does. Module and function have the command's name."""
+"""Command → what it does. Module and function have the command's name, with _ for -."""
 
 
 class Commands(click.Group):
@@ -34,7 +36,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        home = "list_names" if cmd_name == "list" else cmd_name  # a module called list would hide the built-in in this one
+        name = cmd_name.replace("-", "_")
+        home = "list_names" if name == "list" else name  # a module called list would hide the built-in in this one
         command: click.Command = getattr(import_module(f"kvbench.cli.{home}"), home)
         return command
 

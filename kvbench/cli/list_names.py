@@ -38,7 +38,14 @@ def _methods() -> list[dict[str, Any]]:
     found = [(name, METHODS.load(name)) for name in METHODS.names()]
     order = {"reference": 0}
     return [
-        {"name": name, "title": m.title, "family": m.family, "paper": m.paper, "parameters": _parameters(m.parameters())}
+        {
+            "name": name,
+            "title": m.title,
+            "family": m.family,
+            "paper": m.paper,
+            "parameters": _parameters(m.parameters()),
+            "budget": list(m.dial.parameters) if m.dial else [],
+        }
         for name, m in sorted(found, key=lambda pair: (order.get(pair[1].family, 1), pair[1].family, pair[0]))
     ]
 
@@ -91,6 +98,8 @@ def _text(entries: Sequence[dict[str, Any]]) -> str:
         for p in entry.get("parameters", ()):
             text = f"{p['name']}={_shown(p['default'])}" + (f"  {p['meaning']}" if p["meaning"] else "")
             lines += textwrap.wrap(text, 120, initial_indent=indent, subsequent_indent=indent + "  ")
+        if entry.get("budget"):
+            lines.append(f"{indent}--budget turns {', '.join(entry['budget'])}")
     return "\n".join(lines) + "\n"
 
 

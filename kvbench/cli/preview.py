@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from kvbench.budgets import written
+from kvbench.engine.budget import Solution, solve
 from kvbench.engine.expected import expected_bytes
 from kvbench.engine.plan import Plan, complete, plan
+from kvbench.engine.scale import ShapeScale, Unknown, is_coupled
 from kvbench.shape import Shape, shape_of
 from kvbench.spec import RunSpec
 from kvbench.tui.format import NONE, TIMES, fixed, size
@@ -39,11 +43,36 @@ def _methods(made: Plan) -> str:
     from tabulate import tabulate
 
     shape = shape_of(made.spec.model.config) if made.spec.model.config else None
-    sizes = {label: _bytes(method, made.spec, shape) for label, method in made.methods.items()}
+    solved = _solved(made.spec, shape)
+    sizes = {label: _bytes(method, made.spec, shape) for label, method in made.methods.items() if label not in solved}
+    sizes |= {label: found.stored for label, found in solved.items()}
     base = sizes.get("baseline")
-    rows = [[label, method.title, size(sizes[label]), _factor(base, sizes[label])] for label, method in made.methods.items()]
-    heads = ["method", "", "stored, expected", "factor"]
-    return tabulate(rows, headers=heads, tablefmt="simple", colalign=("left", "left", "right", "right"), disable_numparse=True)
+    rows = [
+        [label, method.title, size(sizes[label]), _factor(base, sizes[label]), *([_settings(solved.get(label))] if solved else [])]
+        for label, method in made.methods.items()
+    ]
+    heads = ["method", "", "stored, expected", "factor", *(["to meet its budget"] if solved else [])]
+    align = ("left", "left", "right", "right", *(["left"] if solved else []))
+    return tabulate(rows, headers=heads, tablefmt="simple", colalign=align, disable_numparse=True)
+
+
+def _solved(spec: RunSpec, shape: Shape | None) -> dict[str, Solution]:
+    """What budgets come to as far as a model's shape decides it; a method whose size a calibration decides is left out."""
+    if shape is None:
+        return {}
+    scale = ShapeScale(shape, spec.context, cache_dtype_of(spec))
+    found: dict[str, Solution] = {}
+    for method in spec.methods:
+        if method.budget is not None:
+            with suppress(Unknown):
+                found[method.label] = solve(method, spec, shape, scale)
+    return found
+
+
+def _settings(found: Solution | None) -> str:
+    if found is None:
+        return NONE
+    return found.error or written(found.turned) or "nothing turned"
 
 
 def _factor(base: int | None, stored: int | None) -> str:
@@ -51,10 +80,8 @@ def _factor(base: int | None, stored: int | None) -> str:
 
 
 def _bytes(method: Method, spec: RunSpec, shape: Shape | None) -> int | None:
-    """Stored bytes of one sequence after its context; unknown without a config."""
-    if shape is None:
-        return None
-    return int(expected_bytes(method, shape, spec.context, cache_dtype_of(spec)))
+    """Stored bytes of one sequence after its context; unknown without a config, where a calibration decides, or other layers."""
+    return None if shape is None or is_coupled(method) else expected_bytes(method, shape, spec.context, cache_dtype_of(spec))
 
 
 def cache_dtype_of(spec: RunSpec) -> str:

@@ -27,7 +27,7 @@ def spec_of(flags: Mapping[str, Any]) -> RunSpec:
     chosen = given.pop("preset", None) or (None if "model" in given else presets.DEFAULT)
     preset = presets.read_preset(chosen) if chosen else {}
     kwargs = presets.to_spec(preset, _nested(given))
-    methods = expand(kwargs.pop("methods", ["all"]))
+    methods = expand(kwargs.pop("methods", ["all"]), kwargs.get("budget"), kwargs.get("protocol", "prefill"))
     evaluators = tuple(EvaluatorSpec(e.name, e.params) for e in map(EvaluatorSpec.parse, kwargs.pop("evaluators", [])))
     return complete(RunSpec(**kwargs, methods=methods, evaluators=evaluators))
 

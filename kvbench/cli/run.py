@@ -34,6 +34,7 @@ WITH_RESUME = frozenset({"resume", "display", "output", "output_dir"})
 @click.option("--continuation", type=int, help="Tokens that are scored after them.")
 @click.option("--stride", type=int, help="Tokens between window starts.  [default: context + continuation]")
 @click.option("--compression-ratio", type=float, help="Fraction removed, for every method that has one: 0.75 is four times smaller.")
+@click.option("--budget", metavar="LIST", help="Bytes that every method is to meet: 4x, 14KiB/token, or several: 2x,4x,8x.")
 @click.option("--protocol", type=click.Choice(["prefill", "streaming"]), help="Compress after the context, or from the first token on.")
 @click.option("--chunk-size", type=int, help="Tokens a step when streaming; 1 is exact.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1.")
@@ -61,6 +62,7 @@ def run(
     \b
     kvbench run
     kvbench run --model Qwen/Qwen2.5-0.5B --corpus wikitext2 --methods snapkv,kivi:bits=2
+    kvbench run --budget 2x,4x,8x
     kvbench run --preset qwen7b --random-weights --evals speed,memory
     kvbench run --resume 2026-11-22_14-03-05_smollm2
     """

@@ -6,12 +6,13 @@ import sys
 from typing import TextIO
 
 from kvbench import events as ev
+from kvbench.budgets import written
 from kvbench.displays.base import Outcome
 from kvbench.displays.table import header, render
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
 from kvbench.state import RunState
-from kvbench.tui.format import duration
+from kvbench.tui.format import TIMES, duration, fixed, size
 
 STAGE_STEP = 0.25
 """Fraction of a stage after which a line tells its progress where lines cannot be rewritten."""
@@ -90,6 +91,8 @@ def _lines(state: RunState, event: ev.Event) -> list[str]:
         return [f"resumed: {event.done_units} of {len(state.units)} units were done"]
     if isinstance(event, ev.ModelLoaded):
         return header(state)[:1]
+    if isinstance(event, ev.BudgetSolved):
+        return [f"  {event.method} " + (f"failed: {event.error}" if event.error else _met(event))]
     if isinstance(event, ev.MethodFailed):
         return [f"  {event.method} failed: {event.error}"]
     if isinstance(event, ev.WorkerDied):
@@ -99,3 +102,8 @@ def _lines(state: RunState, event: ev.Event) -> list[str]:
     if isinstance(event, ev.NoteWritten):
         return [f"  {event.text}"]
     return []
+
+
+def _met(event: ev.BudgetSolved) -> str:
+    factor = event.baseline_bytes / event.stored_bytes
+    return f"stores {size(event.stored_bytes)}, {fixed(factor, 2)}{TIMES} less, with {written(event.parameters) or 'nothing turned'}"

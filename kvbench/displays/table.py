@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kvbench.budgets import is_met
 from kvbench.shape import Shape, cache_bytes_per_token
 from kvbench.state import RunState
 from kvbench.summary import Row, evaluators_of, rows
@@ -113,7 +114,7 @@ def header(state: RunState) -> list[str]:
         f"{len(state.methods)} methods",
         duration(state.elapsed),
     ]
-    return [textwrap.shorten(" · ".join(filter(None, line)), WIDTH, placeholder=" …") for line in (first, second)]
+    return [_shortened(" · ".join(filter(None, line))) for line in (first, second)]
 
 
 def _text_read(state: RunState) -> list[str]:
@@ -143,9 +144,29 @@ def _per_token(state: RunState, cache_dtype: str) -> str:
     return f"baseline {size(cache_bytes_per_token(shape, itemsize))} a token"
 
 
+def _budget_notes(found: Sequence[Row]) -> list[str]:
+    """What was turned to meet the budgets, a line for each method, and whose measured bytes then miss them."""
+    turned: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for row in found:
+        if row.target_bytes is None or row.status == "failed":
+            continue
+        method, _, budget = row.label.rpartition("@")
+        turned.setdefault(method, []).append(f"{budget} {row.settings or 'as it is'}")
+        if row.stored_bytes is not None and not is_met(row.stored_bytes, row.target_bytes):
+            share = row.stored_bytes / row.target_bytes
+            lines.append(f"{row.label} stores {share:.0%} of its budget over all samples: its size depends on the text")
+    return [_shortened(f"{method}: {' · '.join(settings)}") for method, settings in turned.items()] + lines
+
+
+def _shortened(line: str) -> str:
+    return textwrap.shorten(line, WIDTH, placeholder=" …")
+
+
 def notes(state: RunState, found: Sequence[Row]) -> list[str]:
     """What failed, and what is missing."""
-    lines = [textwrap.shorten(f"{row.label} failed: {row.error}", WIDTH, placeholder=" …") for row in found if row.status == "failed"]
+    lines = [_shortened(f"{row.label} failed: {row.error}") for row in found if row.status == "failed"]
+    lines += _budget_notes(found)
     lines += [f"{unit} is missing: {reason}" for unit, reason in state.lost.items()]
     if not state.is_over:
         lines.append(f"{len(state.done)} of {len(state.units)} units are done")

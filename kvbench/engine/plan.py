@@ -19,6 +19,7 @@ from kvbench.state import RunState, Unit
 from kvbench.summary import evaluators_of
 
 if TYPE_CHECKING:
+    from kvbench.events import BudgetSolved
     from kvbench.methods.base import Method
 
 AUDIT = EvaluatorSpec("audit")
@@ -41,7 +42,7 @@ def complete(spec: RunSpec) -> RunSpec:
     """
     from kvbench.methods.base import expand
 
-    methods = expand([m.label for m in spec.methods] or ["all"])
+    methods = expand([m.label for m in spec.methods] or ["all"], spec.budget, spec.protocol)
     evaluators = spec.evaluators or (EvaluatorSpec("perplexity"), EvaluatorSpec("speed"), EvaluatorSpec("memory"))
     return spec.with_changes(methods=methods, evaluators=evaluators).validate()
 
@@ -67,17 +68,25 @@ def plan(spec: RunSpec) -> Plan:
     return Plan(spec, methods, units)
 
 
-def resolve_methods(spec: RunSpec) -> dict[str, Method]:
+def resolve_methods(spec: RunSpec, budgets: Mapping[str, BudgetSolved] | None = None) -> dict[str, Method]:
     """Row label → method, the baseline first.
 
+    Args:
+        budgets: Row label → what its budget came to, where that is known already.
+
     Raises:
-        UsageError: the baseline is missing, a method cannot be built from its parameters, or the protocol is none of its own.
+        UsageError: the baseline is missing or has a budget, a method cannot be built from its parameters, or the protocol is
+            none of its own.
     """
     from kvbench.methods.base import resolve
 
+    for method_spec in spec.methods:
+        if method_spec.name == BASELINE and method_spec.budget is not None:
+            raise UsageError(f"'{method_spec.label}': the baseline is what budgets are counted from", hint="leave its budget out")
     if BASELINE not in [m.label for m in spec.methods]:
         raise UsageError("there is nothing to compare with: the methods lack 'baseline'", hint=f"add {BASELINE} to the methods")
-    methods = {m.label: resolve(m, spec) for m in sorted(spec.methods, key=lambda m: m.label != BASELINE)}
+    turned = {label: found.parameters for label, found in (budgets or {}).items()}
+    methods = {m.label: resolve(m, spec, turned.get(m.label)) for m in sorted(spec.methods, key=lambda m: m.label != BASELINE)}
     for label, method in methods.items():
         if spec.protocol not in method.protocols:
             raise UsageError(

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
 from kvbench.caches.ledger import storage_bytes
-from kvbench.calibration.pca import value_bases
+from kvbench.calibration import provide
 from kvbench.engine.audit import Auditor
 from kvbench.engine.protocol import Runner
 from kvbench.engine.session import Session
 from kvbench.engine.tiny import FAMILIES, make_tiny_model
 from kvbench.evaluators.base import BASELINE
-from kvbench.methods.base import Method, expand, refuse, resolve
+from kvbench.methods.base import METHODS, Method, expand, free, refuse, resolve
 from kvbench.shape import shape_of
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 from kvbench.weights import silent
@@ -56,14 +56,22 @@ def verify(method_text: str, stage: Stage, *, model: ModelSpec | None = None) ->
     Raises:
         KvbenchError: the method or model does not exist or they do not fit.
     """
-    spec = MethodSpec.parse(method_text)
-    method = resolve(spec, RunSpec())
+    spec = free(method_text)
+    tried = _on_tiny(spec)
+    method = resolve(tried, RunSpec())
     checks: list[Check] = []
     for family in FAMILIES:
-        stage(f"conformance on a tiny {family} model", 0, 0)
+        stage(f"conformance of {tried.label} on a tiny {family} model", 0, 0)
         checks += conformance(method, family, Sizes())
-    stage("audit", 0, 0)
-    return checks + list(_audit(spec, model, stage))
+    audited = tried if model is None else spec
+    stage(f"audit of {audited.label}", 0, 0)
+    return checks + list(_audit(audited, model, stage))
+
+
+def _on_tiny(spec: MethodSpec) -> MethodSpec:
+    """As it is tried on tiny random models."""
+    trial = METHODS.load(spec.name).trial
+    return spec if trial is None or spec.params or spec.store is not None else MethodSpec.parse(trial)
 
 
 def conformance(method: Method, family: str, sizes: Sizes) -> list[Check]:
@@ -178,10 +186,8 @@ class _Bench:
 
 
 def _artefacts(method: Method, model: Any, geometry: Geometry) -> Artefacts:
-    if method.calibration != "pca":
-        return {}
     tokens = torch.randint(128, (512,), generator=torch.Generator().manual_seed(1))
-    return value_bases(model, geometry, tokens, weights_hash=None, folder=None, stage=silent)
+    return provide(method.artefacts, model, geometry, tokens, weights_hash=None, folder=None, stage=silent)
 
 
 def _audit(spec: MethodSpec, model: ModelSpec | None, stage: Stage) -> Iterator[Check]:

@@ -27,7 +27,10 @@ from kvbench.evaluators.base import BASELINE, Evaluator, UnitContext
 from kvbench.state import RunState, Unit
 
 if TYPE_CHECKING:
+    from kvbench.engine.scale import PromptScale
     from kvbench.engine.session import Session
+    from kvbench.methods.base import Method
+    from kvbench.spec import MethodSpec, RunSpec
 
 STAGE_EVERY = 0.5
 """Seconds between two reports of one stage's progress."""
@@ -147,7 +150,7 @@ def work(state: RunState, emit: Emitter) -> None:
     spec = state.spec
     if spec is None:
         raise RunFailed("the journal has no plan")
-    methods = resolve_methods(spec)
+    methods = resolve_methods(spec, {label: row.budget for label, row in state.methods.items() if row.budget is not None})
     evaluators = {evaluator.name: evaluator for evaluator in all_evaluators(spec)}
     failed = {label for label, row in state.methods.items() if row.status == "failed"}
     started = time.time()
@@ -157,6 +160,7 @@ def work(state: RunState, emit: Emitter) -> None:
         raise _cannot_open(error) from error
     try:
         _tell_facts(session, emit, started)
+        session = _meet_budgets(spec, session, state, emit, failed)
         for unit in units_left(state):
             _do(unit, evaluators[unit.evaluator], session, emit, failed)
     finally:
@@ -172,6 +176,48 @@ def _cannot_open(error: Exception) -> KvbenchError:
     if kind == "out of memory":
         return ResourceError(f"out of memory while the model was loaded: {text}", hint="use a smaller --model, or another --device")
     return RunFailed(f"the model could not be prepared: {text}", hint="the run's run.log has the traceback")
+
+
+def _meet_budgets(spec: RunSpec, session: Session, state: RunState, emit: Emitter, failed: set[str]) -> Session:
+    """The session with methods that store what their budgets allow; those that cannot, fail.
+
+    Raises:
+        KvbenchError: the prompt that they are weighed on cannot be had.
+    """
+    asked = [m for m in spec.methods if m.budget is not None and state.methods[m.label].budget is None and m.label not in failed]
+    if not asked:
+        return session
+    from kvbench.engine.scale import PromptScale
+
+    try:
+        scale = PromptScale.of(session, [m.label for m in asked])
+    except Exception as error:
+        raise _cannot_open(error) from error
+    methods = dict(session.methods)
+    for done, method in enumerate(asked):
+        emit.stage("meeting budgets", done, len(asked))
+        methods[method.label] = _meet_budget(method, session, scale, units_left(state)[0], emit, failed)
+    emit.stage("meeting budgets", len(asked), len(asked))
+    return replace(session, methods=methods)
+
+
+def _meet_budget(spec: MethodSpec, session: Session, scale: PromptScale, unit: Unit, emit: Emitter, failed: set[str]) -> Method:
+    """The method as its budget turned it; one that breaks while it is weighed fails in the ``unit`` to come."""
+    from kvbench.engine.budget import solve
+
+    try:
+        found = solve(spec, session.spec, session.loaded.shape, scale)
+    except Exception as error:
+        traceback.print_exc()
+        kind, text = classify(error)
+        failed.add(spec.label)
+        emit(ev.MethodFailed(time.time(), unit.id, spec.label, text, kind))
+        return session.methods[spec.label]
+    if found.error is not None:
+        failed.add(spec.label)
+    facts = (found.turned, found.target, found.stored, found.baseline, found.error)
+    emit(ev.BudgetSolved(time.time(), spec.label, str(spec.budget), *facts))
+    return found.method
 
 
 def _tell_facts(session: Session, emit: Emitter, started: float) -> None:

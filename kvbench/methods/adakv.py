@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.errors import UnknownName
 from kvbench.methods.base import METHODS, Eviction, Method, param
+from kvbench.parameters import build
+from kvbench.spec import MethodSpec, ParamValue
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 class AdaKV(Eviction):
     """The best tokens of a layer over all its KV heads together (Feng et al., arXiv 2407.11550, Algorithm 1).
 
-    ``score`` is any eviction's, with that method's own defaults. Each head keeps at least ``alpha_safeguard`` of its
+    The score is any eviction's, ``score_by``; parameters that are not AdaKV's own are that method's
+    (``adakv:score_by=snapkv,window=16``), else its defaults hold. Each head keeps at least ``alpha_safeguard`` of its
     even share. What a head keeps is stored apart from the others', so that the layer's bytes are those of the
     tokens kept. ``decode=hold`` keeps each head's own number of tokens.
     """
@@ -28,9 +31,11 @@ class AdaKV(Eviction):
     title: ClassVar[str] = "AdaKV"
     family: ClassVar[str] = "head-wise eviction"
     paper: ClassVar[str] = "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation, arXiv 2407.11550"
+    takes_rest: ClassVar[str | None] = "options"
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     score_by: str = param("snapkv", "the eviction whose score decides")
     alpha_safeguard: float = param(0.2, "least share of its even budget that a head keeps, [0, 1]")
+    options: tuple[tuple[str, ParamValue], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +48,7 @@ class AdaKV(Eviction):
 
         Raises:
             ValueError: it does not exist or has no score of its own.
+            UsageError: it has no such parameter, or refuses its value.
         """
         try:
             cls = METHODS.load(self.score_by)
@@ -50,7 +56,8 @@ class AdaKV(Eviction):
             raise ValueError(f"score_by={self.score_by}; it must be an eviction: {error.message}") from error
         if not issubclass(cls, Eviction) or cls is AdaKV:
             raise ValueError(f"score_by={self.score_by}; it must be an eviction, for example snapkv")
-        return cls(compression_ratio=self.compression_ratio)
+        scorer: Eviction = build(cls, MethodSpec(self.score_by, (*self.options, ("compression_ratio", self.compression_ratio))), "method")
+        return scorer
 
     @property
     def needs(self) -> Needs:

@@ -162,12 +162,13 @@ class Eviction(Method):
 METHODS: Registry[Method] = Registry("kvbench.methods", "method")
 
 
-def expand(texts: Sequence[str], budget: str | None = None) -> tuple[MethodSpec, ...]:
+def expand(texts: Sequence[str], budget: str | None = None, protocol: str = "prefill") -> tuple[MethodSpec, ...]:
     """Turn ``--methods`` into specs: ``all`` is every method's variants; the controls come first, always.
 
     Args:
         budget: Budgets, each of which every method but the baseline is to meet that has none of its own. ``all`` is then
             every method once: what its variants fix is what a budget turns.
+        protocol: ``all`` is the methods that are defined under it.
 
     Raises:
         UnknownName: a method that is not registered.
@@ -176,7 +177,7 @@ def expand(texts: Sequence[str], budget: str | None = None) -> tuple[MethodSpec,
     asked: list[MethodSpec] = [MethodSpec.parse(name) for name in CONTROLS]
     for text in (part for given in texts for part in split_list(given)):
         if text == "all":
-            found = [MethodSpec.parse(v) for name in METHODS.names() for v in _variants(name, all_alike=budget is not None)]
+            found = [MethodSpec.parse(v) for name in METHODS.names() for v in _variants(name, protocol, all_alike=budget is not None)]
         else:
             found = [MethodSpec.parse(text)]
             METHODS.load(found[0].name)
@@ -194,9 +195,11 @@ def _budgeted(asked: Sequence[MethodSpec], budgets: Sequence[Budget]) -> list[Me
     return [*(s for s in asked if s not in free), *(replace(s, budget=budget.text) for budget in budgets for s in free)]
 
 
-def _variants(name: str, *, all_alike: bool) -> tuple[str, ...]:
+def _variants(name: str, protocol: str, *, all_alike: bool) -> tuple[str, ...]:
     cls = METHODS.load(name)
-    return (() if all_alike else cls.variants) or (name,) if cls.in_all else ()
+    if not cls.in_all or protocol not in cls.protocols:
+        return ()
+    return (() if all_alike else cls.variants) or (name,)
 
 
 def resolve(spec: MethodSpec, run: RunSpec, turned: Mapping[str, ParamValue] | None = None) -> Method:

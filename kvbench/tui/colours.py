@@ -30,7 +30,7 @@ def method_colours(labels: Iterable[str], *, dark: bool) -> dict[str, str]:
     taken: set[tuple[str, int]] = set()
     colours: dict[str, str] = {}
     for label in labels:
-        name, _, params = label.partition(":")
+        name, params = _split(label)
         at = crc32(params.encode()) if params else 0
         at = next((at + i for i in range(len(_SHADES)) if (name, (at + i) % len(_SHADES)) not in taken), at) % len(_SHADES)
         taken.add((name, at))
@@ -39,6 +39,12 @@ def method_colours(labels: Iterable[str], *, dark: bool) -> dict[str, str]:
         colour = base.lighten(shade) if shade >= 0 else base.darken(-shade)
         colours[label] = (_for_night(colour) if dark else _for_paper(colour)).hex6
     return colours
+
+
+def _split(label: str) -> tuple[str, str]:
+    """A method's name, and what tells its variants apart: parameters, a budget."""
+    end = min((label.index(mark) for mark in ":@" if mark in label), default=len(label))
+    return label[:end], label[end + 1 :]
 
 
 def _unknown(name: str) -> str:

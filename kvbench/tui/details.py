@@ -80,6 +80,8 @@ def _figures(row: Row, palette: Palette, width: int) -> Text | None:
         ("TTFT", f"{fixed((row.ttft_s or 0) * 1000, 1)} ms", "", row.ttft_s),
         (row.memory_name or "memory", size(row.memory_bytes), "peak", row.memory_bytes),
     ]
+    if row.target_bytes and row.stored_bytes:
+        pairs.append(("budget", size(row.target_bytes), f"asked, {row.stored_bytes / row.target_bytes:.1%} of it stored", row.target_bytes))
     text = Text()
     for name, value, aside, known in pairs:
         if known is None:
@@ -174,9 +176,11 @@ def _parameters(label: str, scene: Scene, width: int) -> Text | None:
     palette = scene.palette
     text = _section("parameters", palette, width)
     names = max(len(name) for name, _, _ in known) + 2
+    budget = scene.state.methods[label].budget
+    turned = budget.parameters if budget is not None else {}
     for name, default, meaning in known:
-        given = name in spec.options
-        value = spec.options.get(name, default)
+        given = name in spec.options or name in turned
+        value = turned.get(name, spec.options.get(name, default))
         if name == "compression_ratio" and not given and scene.state.spec is not None:
             value = scene.state.spec.compression_ratio
         shown = format_value(value) if value is not None else NONE

@@ -185,6 +185,11 @@ def is_unmasked(row: Row) -> bool:
     return row.audit not in (None, "real") and row.label != BASELINE
 
 
+def is_control(label: str) -> bool:
+    """Whether the row is there to be compared with, at whatever budget."""
+    return label.partition("@")[0] in CONTROLS
+
+
 def is_ranked(row: Row) -> bool:
     """Whether the row may be called best: neither failed, nor a control, nor unmasked by the audit."""
-    return row.status != "failed" and row.label not in CONTROLS and not is_unmasked(row)
+    return row.status != "failed" and not is_control(row.label) and not is_unmasked(row)

@@ -16,11 +16,10 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from kvbench.evaluators.base import BASELINE
-from kvbench.methods.base import CONTROLS
 from kvbench.summary import Row
 from kvbench.tui.canvas import bar
 from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns, ordered, plan
-from kvbench.tui.facts import is_unmasked
+from kvbench.tui.facts import is_control, is_unmasked
 from kvbench.tui.format import NONE, shorten
 from kvbench.tui.lines import Lines
 from kvbench.tui.theme import Palette
@@ -70,7 +69,7 @@ class MethodTable(ScrollView, can_focus=True):
         self._rows, self._palette, self._colours = list(rows), palette, colours
         self._lay_out()
         if self.selected is None and self._rows:
-            self.selected = next((r.label for r in self.body if r.label not in CONTROLS), self._rows[-1].label)
+            self.selected = next((r.label for r in self.body if not is_control(r.label)), self._rows[-1].label)
 
     def _lay_out(self) -> None:
         width = self.size.width

@@ -1,0 +1,31 @@
+"""``kvbench new-method NAME``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from kvbench.authoring import GUIDE, default_folder, write_package
+from kvbench.cli.following import talk
+
+
+@click.command("new-method")
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path), metavar="DIR", help="What to make and write to.  [default: kvbench-NAME]")
+def new_method(name: str, folder: Path | None) -> None:
+    """Write a package with a method NAME of your own: a score that works as it stands, its test, and the entry point.
+
+    Once it is installed beside kvbench, NAME is in list, run and verify. The files written go to stdout.
+
+    \b
+    kvbench new-method my_score
+    """
+    for path in write_package(name, folder):
+        click.echo(str(path))
+    talk("next:")
+    talk(f"  python -m pip install -e {shlex.quote(str(folder or default_folder(name)))}")
+    talk(f"  kvbench verify {name}")
+    talk(f"  kvbench run --methods {name}")
+    talk(f"guide: {GUIDE}")
