@@ -18,10 +18,12 @@ from kvbench.caches.stores import QuantStore
 from kvbench.engine.audit import Auditor
 from kvbench.engine.session import Session
 from kvbench.engine.tiny import make_tiny_config
-from kvbench.methods.base import Eviction, Method, expand, resolve
+from kvbench.methods.base import METHODS, Eviction, Method, expand, resolve
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
 
 pytestmark = pytest.mark.fast
+TRIALS = {name: trial for name in METHODS.names() if (trial := METHODS.load(name).trial) is not None}
+"""Methods whose defaults find nothing to remove in a random model, and how they are tried on one."""
 ASIDE: list[Tensor] = []
 """Where a cheat hides copies: outside its cache."""
 
@@ -101,13 +103,13 @@ class Cheat(Eviction):
         return tokens.positions.double()
 
     def layer(self, context: LayerContext) -> LayerCache:
-        return self.kind(context, self, 0.5) if issubclass(self.kind, EvictedLayer) else self.kind(context)
+        return self.kind(context, self) if issubclass(self.kind, EvictedLayer) else self.kind(context)
 
 
 @pytest.fixture(scope="module")
 def session() -> Session:
     model = ModelSpec("tiny", "float32", device="cpu", random_weights=True, config=make_tiny_config("qwen2"))
-    labels = ["all", "kivi:bits=2,group=8,residual=16"]
+    labels = ["all", "kivi:bits=2,group=8,residual=16", *TRIALS.values()]
     spec = RunSpec(model=model, methods=expand(labels), evaluators=(EvaluatorSpec("speed"),), context=256, continuation=16)
     return Session.open(spec, {s.label: resolve(s, spec) for s in spec.methods}, lambda *_: None)
 
@@ -148,7 +150,7 @@ def test_a_false_ledger_is_found(session: Session) -> None:
     assert not check.passed
 
 
-@pytest.mark.parametrize("label", [s.label for s in expand(["all"])])
+@pytest.mark.parametrize("label", dict.fromkeys(TRIALS.get(s.name, s.label) for s in expand(["all"])))
 def test_built_in_methods_are_real(label: str, session: Session) -> None:
     found = Auditor(session, 256, 8, [label]).examine(label)
     assert found.label == ("reference" if label == "baseline" else "real"), found.to_plain()

@@ -20,6 +20,14 @@ SMALLER = [
     "int4:group=8,symmetric=true",
     "expected_attention:use_vnorm=false,use_covariance=false",
     "streaming_llm:n_sink=0,compression_ratio=0.8",
+    "snapkv:window=8,decode=hold,interval=7",
+    "expected_attention:decode=hold,interval=5",
+    "adakv:score_by=observed_attention,decode=hold,interval=3",
+    "snapkv:window=8+kivi:bits=2,group=8,residual=16",
+    "adakv:alpha_safeguard=0+int4",
+    "kvzap:threshold=-1.1,window=16+kivi:bits=2,group=8,residual=16",
+    "int4:v_axis=channel,group=8,residual=16",
+    "fp8:k_bits=16",
 ]
 """Windows and residuals small enough to fill and flush several times within the test's tokens."""
 LABELS = [spec.label for spec in expand(["all", *SMALLER])]

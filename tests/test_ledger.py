@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from kvbench.caches.buffers import BLOCK
+from kvbench.caches.composed import ComposedLayer
 from kvbench.caches.dense import DenseLayer
-from kvbench.caches.evicted import EvictedLayer
+from kvbench.caches.evicted import EvictedLayer, kept_count
+from kvbench.caches.guarded import GuardedLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView, prompt_view
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of, reachable_tensors, storage_bytes
 from kvbench.caches.lowrank import ValueLowRankLayer
-from kvbench.caches.mixed import MixedLayer
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.packing import Scheme
-from kvbench.caches.quantised import KiviLayer, QuantisedLayer
+from kvbench.caches.quantised import QuantisedLayer, Side
+from kvbench.caches.ragged import HeldHead, SelectedHeads
 
 pytestmark = pytest.mark.fast
 B, H, D, N = 2, 3, 16, 100  # rows, KV heads, head size, prompt
@@ -31,6 +33,13 @@ class Newest:
     """Keeps the newest tokens."""
 
     needs = Needs()
+    in_order = False
+
+    def __init__(self, ratio: float, every: int | None = None) -> None:
+        self.ratio, self.evict_every = ratio, every
+
+    def kept(self, tokens: int, layer: LayerContext) -> int:
+        return kept_count(tokens, self.ratio)
 
     def score(self, tokens: TokenView) -> torch.Tensor:
         return tokens.positions
@@ -50,6 +59,11 @@ def filled(layer: LayerCache, tokens: int = N) -> LayerCache:
 def decode(layer: LayerCache, tokens: int) -> None:
     q, k = torch.randn(B, 6, tokens, D), torch.randn(B, H, tokens, D)
     layer.extend(q, k, k.clone())
+
+
+def quantised(keys: Scheme, values: Scheme, residual: int = 0) -> QuantisedLayer:
+    dtype = torch.bfloat16
+    return QuantisedLayer(context(), Side("keys", keys, residual, dtype), Side("values", values, residual, dtype, sliding=residual > 0))
 
 
 def check(layer: LayerCache, **expected: int) -> ByteLedger:
@@ -76,11 +90,11 @@ def test_room_grows_by_blocks_and_is_slack_until_used() -> None:
 
 def test_evicted() -> None:
     dense = ROWS * 25 * D * 2
-    check(filled(EvictedLayer(context(), Newest(), 0.75)), keys=dense, values=dense, lengths=2 * LENGTH)
+    check(filled(EvictedLayer(context(), Newest(0.75))), keys=dense, values=dense, lengths=2 * LENGTH)
 
 
 def test_evicted_while_streaming_counts_its_positions() -> None:
-    layer = EvictedLayer(context(protocol="streaming", context=40), Newest(), 0.5)
+    layer = EvictedLayer(context(protocol="streaming", context=40), Newest(0.5))
     decode(layer, 50)
     dense = ROWS * 20 * D * 2
     check(layer, keys=dense, values=dense, positions=ROWS * 20 * 4, lengths=3 * LENGTH)
@@ -88,7 +102,7 @@ def test_evicted_while_streaming_counts_its_positions() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_quantised_per_token(bits: int) -> None:
-    layer = filled(QuantisedLayer(context(), Scheme(bits, 8), Scheme(8, D, symmetric=True)))
+    layer = filled(quantised(Scheme(bits, 8), Scheme(8, D, symmetric=True)))
     scales = ROWS * N * (D // 8) * 2
     check(
         layer, keys_codes=ROWS * N * D * bits // 8, keys_scales=scales, keys_zero_points=scales,
@@ -97,7 +111,7 @@ def test_quantised_per_token(bits: int) -> None:
 
 
 def test_kivi_counts_its_residuals() -> None:
-    layer = filled(KiviLayer(context(), Scheme(3, 8, "channel"), Scheme(2, 16), residual=32))
+    layer = filled(quantised(Scheme(3, 8, "channel"), Scheme(2, 16), residual=32))
     old, new, left = 96, N - 96, N - 32  # keys: whole residuals; values: all but the newest 32
     check(
         layer,
@@ -123,10 +137,48 @@ def test_low_rank_lists_its_basis_beside(bits: int) -> None:
     assert dict(ledger.artefacts) == {"value basis": H * D * rank * 4}
 
 
-def test_mixed() -> None:
-    layer = filled(
-        MixedLayer(context(), Newest(), retain=0.4, guard=0.25, keys=Scheme(3, 8), values=Scheme(2, 16), window=8, fold=16)
+def test_evicted_and_held_counts_what_it_scores_by() -> None:
+    layer = filled(EvictedLayer(context(), Newest(0.75, every=4)))
+    decode(layer, 7)  # 25 kept, evicted to 25 again after 4, then 3 more
+    dense = ROWS * 28 * D * 2
+    check(layer, keys=dense, values=dense, positions=ROWS * 28 * 4, lengths=3 * LENGTH)
+
+
+def test_one_side_may_stay_dense() -> None:
+    layer = QuantisedLayer(context(), Side("keys", None, 0, torch.bfloat16), Side("values", Scheme(4, 16), 0, torch.bfloat16))
+    check(
+        filled(layer), keys=ROWS * N * D * 2, values_codes=ROWS * N * D // 2, values_scales=ROWS * N * 2, values_zero_points=ROWS * N * 2,
+        lengths=4 * LENGTH,
     )  # fmt: skip
+
+
+def first_heads_more(prompt: TokenView) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row by row and head by head 0, 1, 2 … of the newest tokens."""
+    count = torch.arange(ROWS).view(B, H, 1)
+    return prompt.positions >= N - count, prompt.positions
+
+
+def test_ragged_heads_store_what_each_keeps() -> None:
+    layer = filled(SelectedHeads(context(), Needs(), DenseLayer, first_heads_more))
+    tokens = sum(range(ROWS))
+    dense = tokens * D * 2
+    ledger = check(layer, keys=dense, values=dense, lengths=2 * ROWS * LENGTH)
+    assert ledger.slack == 0
+    assert layer.held() == tokens
+    decode(layer, 2)
+    assert layer.held() == tokens + 2 * ROWS
+
+
+def test_ragged_heads_may_hold_their_number() -> None:
+    layer = filled(SelectedHeads(context(), Needs(), lambda own: HeldHead(own, Newest(0.5, every=2)), first_heads_more))
+    decode(layer, 6)
+    dense = sum(range(ROWS)) * D * 2
+    check(layer, keys=dense, values=dense, positions=sum(range(ROWS)) * 4, lengths=3 * ROWS * LENGTH)
+
+
+def test_composed() -> None:
+    guarded_layer = GuardedLayer(context(), 0.25, Scheme(3, 8), Scheme(2, 16))
+    layer = filled(ComposedLayer(context(), Newest(0.6), guarded_layer))
     decode(layer, 5)
     guarded, coded = 10, 30  # of the 40 kept
     dense, recent = ROWS * guarded * D * 2, ROWS * 5 * D * 2

@@ -62,7 +62,8 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _settings(a: Side, b: Side) -> list[str]:
-    lines = _differences(a.settings, b.settings)
+    both = [key for key in a.settings if key in b.settings]  # a calibration that one side never read is no difference
+    lines = _differences({key: a.settings[key] for key in both}, {key: b.settings[key] for key in both})
     if a.settings["compression_ratio"] != b.settings["compression_ratio"]:
         lines.append("a method that takes its compression ratio from the run is not the same method in A and B")
     return lines

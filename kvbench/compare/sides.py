@@ -93,7 +93,8 @@ def _about(result: Mapping[str, Any]) -> str:
 
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
     names = ("compression_ratio", "seed", "samples", "batch_size")
-    return {name: result["spec"].get(name) for name in names}
+    calibrated = result["model"].get("calibration") or {}
+    return {name: result["spec"].get(name) for name in names} | {f"calibration of {name}": calibrated[name] for name in calibrated}
 
 
 def _environment(result: Mapping[str, Any]) -> dict[str, Any]:

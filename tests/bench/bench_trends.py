@@ -1,0 +1,154 @@
+"""What papers and folklore of KV-cache compression say, held against measurements on the embedded model.
+
+Each claim names two rows of one run, the one that is said to be better first. Both are scored on the same tokens, so the
+difference is paired sample by sample: mean over samples of the difference in KL to the uncompressed model (nats a token) and
+in negative log-likelihood, with 95 % intervals. A claim is ``shown`` where the KL difference lies on its side of zero with
+p < 0.05 (paired t test, Holm's correction over the claims made), ``contradicted`` where it lies on the other, else
+``undecided``. Stored bytes stand beside, since a row that stores more has an advantage.
+
+    python tests/bench/bench_trends.py                          # runs all claims (about 20 minutes on two cores)
+    python tests/bench/bench_trends.py --only kivi,pca --samples 4
+    python tests/bench/bench_trends.py --result bench_results/<run>
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from kvbench import results
+from kvbench.engine import start
+from kvbench.methods.base import expand
+from kvbench.spec import CorpusSpec, EvaluatorSpec, ModelSpec, RunSpec
+from kvbench.stats import holm, paired_test
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``better`` loses less than ``worse``, says ``source``."""
+
+    key: str
+    text: str
+    source: str
+    better: str
+    worse: str
+
+
+CLAIMS = (
+    Claim(
+        "kivi-k", "keys at 2 bits: per channel beats per token", "KIVI, arXiv 2402.02750, Table 1",
+        "kivi:k_bits=2,v_bits=16", "kivi:k_bits=2,v_bits=16,k_axis=token",
+    ),
+    Claim(
+        "kivi-v", "values at 2 bits: per token beats per channel", "KIVI, arXiv 2402.02750, Table 1",
+        "kivi:k_bits=16,v_bits=2", "kivi:k_bits=16,v_bits=2,v_axis=channel",
+    ),
+    Claim(
+        "v-bits", "values tolerate fewer bits than keys, per token", "folklore; KV-AdaQuant, arXiv 2502.15075",
+        "int4:k_bits=16,v_bits=2", "int4:k_bits=2,v_bits=16",
+    ),
+    Claim(
+        "v-rank", "values tolerate a low rank better than keys", "folklore",
+        "orthogonal:k_rank=64,v_rank=32", "orthogonal:k_rank=32,v_rank=64",
+    ),
+    Claim(
+        "pca", "a PCA basis beats a random one of the same rank", "PCA's optimality",
+        "v_lowrank:rank=32", "v_lowrank:rank=32,basis=random",
+    ),
+    Claim(
+        "adakv", "one budget over all heads beats equal budgets", "Ada-KV, arXiv 2407.11550, §5",
+        "adakv:compression_ratio=0.75", "snapkv:compression_ratio=0.75",
+    ),
+    Claim(
+        "pyramid", "more tokens in lower layers beat equal budgets", "PyramidKV, arXiv 2406.02069, §5",
+        "pyramidkv:compression_ratio=0.75,window=16", "snapkv:compression_ratio=0.75,window=16",
+    ),
+    Claim(
+        "h2o", "heavy hitters and recent tokens beat recent tokens and sinks alone", "H2O, arXiv 2306.14048, §5",
+        "h2o:compression_ratio=0.75", "streaming_llm:compression_ratio=0.75,decode=hold,interval=1",
+    ),
+    Claim(
+        "random", "any score beats random eviction", "common sense",
+        "knorm:compression_ratio=0.5", "random:compression_ratio=0.5",
+    ),
+)  # fmt: skip
+
+
+def main() -> None:
+    given = _arguments()
+    wanted = [c for c in CLAIMS if not given.only or any(c.key.startswith(k) for k in given.only.split(","))]
+    result = results.load(Path(given.result)) if given.result else _run(wanted, given)
+    found = _decided([_judge(claim, result) for claim in wanted if _has(claim, result)])
+    rows = [
+        [f["verdict"], f["text"], f["better"], f["worse"], _pm(f["kl"]), _pm(f["nll"]), f"{f['bytes']:.3f}", f["source"]] for f in found
+    ]
+    heads = ["", "claim", "said better", "said worse", "ΔKL (worse − better)", "ΔNLL", "bytes, better/worse", "source"]
+    print(tabulate(rows, headers=heads, tablefmt="simple", disable_numparse=True))
+    print(json.dumps({"model": result["model"]["id"], "samples": result["spec"]["samples"], "claims": found}))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="Claims by the beginning of their key: " + ", ".join(c.key for c in CLAIMS))
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--continuation", type=int, default=128)
+    parser.add_argument("--corpus", default="language_reference")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--result", help="A finished run that holds the rows, instead of running.")
+    return parser.parse_args()
+
+
+def _run(claims: Sequence[Claim], given: argparse.Namespace) -> dict[str, Any]:
+    labels = list(dict.fromkeys(label for c in claims for label in (c.better, c.worse)))
+    model = ModelSpec("embedded:smollm2", dtype="float32", cache_dtype="bfloat16", device="cpu")
+    evaluators = (EvaluatorSpec("perplexity"), EvaluatorSpec("memory", (("steps", 0),)))
+    spec = RunSpec(
+        model=model, methods=expand(labels), evaluators=evaluators, corpus=CorpusSpec(given.corpus, given.data_dir),
+        samples=given.samples, context=given.context, continuation=given.continuation,
+    )  # fmt: skip
+    print(f"{len(spec.methods)} methods × {given.samples} samples", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        return start.run(spec, output_dir=folder)
+
+
+def _has(claim: Claim, result: Mapping[str, Any]) -> bool:
+    scored = result["records"]["perplexity"]
+    return claim.better in scored and claim.worse in scored
+
+
+def _judge(claim: Claim, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Paired differences, worse − better: above zero the claim holds."""
+    better, worse = (result["records"]["perplexity"][label] for label in (claim.better, claim.worse))
+    keys = sorted(set(better) & set(worse))
+    figures = {}
+    for name in ("kl", "nll"):
+        sides = [[record[key][name] / record[key]["tokens"] for key in keys] for record in (better, worse)]
+        found = paired_test(*sides)
+        figures[name] = [found.difference, found.low, found.high, found.p]
+    stored = {row["method"]: row.get("stored_bytes") for row in result["results"]}
+    return {**asdict(claim), **figures, "bytes": stored[claim.better] / stored[claim.worse], "samples": len(keys)}
+
+
+def _decided(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each finding with its verdict, Holm's correction over all claims made."""
+    ps = holm([1.0 if f["kl"][3] is None else f["kl"][3] for f in found])
+    words = ("shown", "contradicted")
+    return [{"verdict": words[f["kl"][0] < 0] if p < 0.05 else "undecided", **f, "p_holm": p} for f, p in zip(found, ps, strict=True)]
+
+
+def _pm(figure: Sequence[float | None]) -> str:
+    value, low, high = figure[:3]
+    return f"{value:+.4f}" if low is None or high is None else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+if __name__ == "__main__":
+    main()
