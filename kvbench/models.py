@@ -5,7 +5,7 @@ Importing this module is cheap; torch and transformers are imported by the funct
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -65,13 +65,14 @@ class LoadedModel:
     info: dict[str, Any]
 
 
-def load_model(spec: ModelSpec, *, seed: int, progress: Progress) -> LoadedModel:
+def load_model(spec: ModelSpec, *, seed: int, progress: Progress, check: Callable[[Any, Shape], None] | None = None) -> LoadedModel:
     """Find, check and load what ``spec`` names.
 
     Args:
         spec: Which model, in which numbers, where.
         seed: Seed of random weights.
         progress: Told ``(stage, done, total)`` while files are fetched, hashed and loaded.
+        check: Told the config and the shape before any weights are fetched or read; may refuse the model by raising.
 
     Raises:
         ModelError: the model cannot be found, fetched or read.
@@ -83,6 +84,9 @@ def load_model(spec: ModelSpec, *, seed: int, progress: Progress) -> LoadedModel
     config = _read_config(spec, source)
     dtype = choose_dtype(spec.dtype, config, device)
     _check(spec, config, dtype, device)  # before gigabytes are fetched
+    shape = shape_of(config.to_dict())
+    if check is not None:
+        check(config, shape)
     if spec.random_weights:
         digest = hash_random(spec.config or config.to_dict(), seed)
         build = partial(build_random, config, spec, seed, device, dtype)
@@ -96,7 +100,6 @@ def load_model(spec: ModelSpec, *, seed: int, progress: Progress) -> LoadedModel
     model.eval().requires_grad_(False)
     tokenizer = _read_tokenizer(spec, source)
     cache_dtype = dtype if spec.cache_dtype == "auto" else named_dtype(spec.cache_dtype)
-    shape = shape_of(config.to_dict())
     info = _info(spec, source, model, shape, cache_dtype) | {"weights_hash": digest, "tokenizer_hash": hash_tokenizer(tokenizer)}
     return LoadedModel(model, tokenizer, model.config, shape, next(model.parameters()).device, dtype, cache_dtype, info)
 

@@ -16,7 +16,9 @@ def made(text: str) -> object:
     return resolve(MethodSpec.parse(text), RunSpec())
 
 
-@pytest.mark.parametrize("text", ["snapkv+int4", "snapkv:window=8,kernel=3+kivi:bits=2,group=16", "adakv:score_by=knorm+fp8", "adakv:score_by=snapkv,window=16"])
+@pytest.mark.parametrize(
+    "text", ["snapkv+int4", "snapkv:window=8,kernel=3+kivi:bits=2,group=16", "adakv:score_by=knorm+fp8", "adakv:score_by=snapkv,window=16"]
+)
 def test_a_label_is_what_was_written(text: str) -> None:
     spec = MethodSpec.parse(text)
     assert spec.label == text

@@ -28,6 +28,9 @@ SMALLER = [
     "kvzap:threshold=-1.1,window=16+kivi:bits=2,group=8,residual=16",
     "int4:v_axis=channel,group=8,residual=16",
     "fp8:k_bits=16",
+    "kivi:k_bits=2,v_bits=16,group=8,residual=16",
+    "kivi:k_bits=16,v_bits=2,group=8,residual=16",
+    "kivi:k_axis=token,group=8,residual=16",
 ]
 """Windows and residuals small enough to fill and flush several times within the test's tokens."""
 LABELS = [spec.label for spec in expand(["all", *SMALLER])]

@@ -425,3 +425,11 @@ def test_calibrate_takes_published_weights(
 def test_calibrate_knows_one_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "kvzip"]) == 2
     assert "did you mean kvzap?" in capsys.readouterr().err
+
+
+def test_a_folder_without_weights_is_refused_before_any_model(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must be a folder that is there"):
+        made(f"kvzap:surrogate={tmp_path / 'none'}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UsageError, match=r"must hold a \.safetensors file"):
+        made(f"kvzap:surrogate={tmp_path}")

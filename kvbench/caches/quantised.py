@@ -71,7 +71,9 @@ class Side:
     @property
     def leaving(self) -> int:
         """Tokens that slide out of the dense window within the block at hand."""
-        return max(0, self.new.length - self.residual) if self.sliding and self.new is not None else 0
+        if not self.sliding or self.new is None or self.old is None:
+            return 0
+        return max(0, self.new.length - self.residual)
 
     def read(self, dtype: torch.dtype) -> Tensor:
         """``[B, Hkv, length, D]``: older tokens as they read, then the newest."""

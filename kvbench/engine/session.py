@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from kvbench.engine.protocol import Runner
 from kvbench.errors import CorpusError, UsageError
 from kvbench.methods.base import Method, refuse
 from kvbench.models import LoadedModel, check_supported, load_model
+from kvbench.shape import Shape
 from kvbench.spec import RunSpec
 from kvbench.summary import evaluators_of
 from kvbench.weights import cache_folder
@@ -49,8 +50,7 @@ class Session:
         Raises:
             KvbenchError: any of that cannot be had, or a method does not fit the model.
         """
-        loaded = load_model(spec.model, seed=spec.seed, progress=stage)
-        _check_fit(spec, methods, loaded)
+        loaded = load_model(spec.model, seed=spec.seed, progress=stage, check=partial(_check_fit, spec, methods))
         windows = load_windows(spec, loaded.tokenizer, stage) if _reads_text(spec) else None
         use_kvbench_attention(loaded.model)
         geometry = Geometry.of(loaded.model)
@@ -122,10 +122,11 @@ def _reads_text(spec: RunSpec) -> bool:
     return any(e.needs_text for e in evaluators_of(spec))
 
 
-def _check_fit(spec: RunSpec, methods: Mapping[str, Method], loaded: LoadedModel) -> None:
+def _check_fit(spec: RunSpec, methods: Mapping[str, Method], config: Any, shape: Shape) -> None:
+    """Refuse what the model's config already rules out, before its weights are read."""
     length = spec.context + spec.continuation
-    check_supported(loaded.config, length)
-    limit = loaded.shape.max_positions
+    check_supported(config, length)
+    limit = shape.max_positions
     if limit and length > limit:
         raise UsageError(
             f"context {spec.context} + continuation {spec.continuation} is beyond this model's {limit} positions",
@@ -133,7 +134,7 @@ def _check_fit(spec: RunSpec, methods: Mapping[str, Method], loaded: LoadedModel
         )
     for label, method in methods.items():
         try:
-            method.check(loaded.shape)
+            method.check(shape)
         except ValueError as error:
             raise refuse(label, error) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range, Settings
@@ -44,6 +45,15 @@ class KVzap(Method):
         if self.surrogate not in ("linear", "mlp") and "/" not in self.surrogate:
             example = "for example nvidia/KVzap-mlp-Qwen3-8B"
             raise ValueError(f"surrogate={self.surrogate}; it must be linear, mlp, or a hub id or folder, {example}")
+        if self.surrogate.startswith(("/", ".", "~")):
+            self._check_folder(Path(self.surrogate).expanduser())
+
+    def _check_folder(self, folder: Path) -> None:
+        """Refuse a place without weights that may be read, before a model is loaded."""
+        if not folder.is_dir():
+            raise ValueError(f"surrogate={self.surrogate}; it must be a folder that is there, or linear or mlp")
+        if not any(folder.glob("*.safetensors")):
+            raise ValueError(f"surrogate={self.surrogate}; it must hold a .safetensors file: no other format is read, pickles least of all")
 
     @property
     def _artefact(self) -> str:
