@@ -64,19 +64,19 @@ CLAIMS = (
         "orthogonal:k_rank=64,v_rank=32", "palu:k_rank=32,v_rank=64,group_heads=1",
     ),
     Claim(
-        "rope", "keys before RoPE tolerate a low rank better than after", "Palu, arXiv 2407.21118, §3",
+        "rope", "keys before RoPE tolerate a low rank better than after", "Palu, arXiv 2407.21118",
         "palu:k_rank=32,v_rank=64,group_heads=1", "orthogonal:k_rank=32,v_rank=64",
     ),
     Claim(
-        "groups", "one basis for several heads beats one a head at equal bytes", "Palu, arXiv 2407.21118, §3",
+        "groups", "one basis for several heads beats one a head at equal bytes", "Palu, arXiv 2407.21118",
         "palu", "palu:group_heads=1",
     ),
     Claim(
-        "hadamard", "rotated latents are quantised better", "Palu, arXiv 2407.21118, §3",
+        "hadamard", "rotated latents are quantised better", "Palu, arXiv 2407.21118",
         "palu:bits=3", "palu:bits=3,hadamard=false",
     ),
     Claim(
-        "residual", "the residual step (unbiased products) beats a finer codebook at equal bits", "TurboQuant, arXiv 2504.19874, §3",
+        "residual", "the residual step (unbiased products) beats a finer codebook at equal bits", "TurboQuant, arXiv 2504.19874",
         "turboquant:bits=3", "turboquant:bits=3,k_residual=false",
     ),
     Claim(
@@ -96,15 +96,15 @@ CLAIMS = (
         "v_lowrank:rank=32", "v_lowrank:rank=32,basis=random",
     ),
     Claim(
-        "adakv", "one budget over all heads beats equal budgets", "Ada-KV, arXiv 2407.11550, §5",
+        "adakv", "one budget over all heads beats equal budgets", "Ada-KV, arXiv 2407.11550",
         "adakv:compression_ratio=0.75", "snapkv:compression_ratio=0.75",
     ),
     Claim(
-        "pyramid", "more tokens in lower layers beat equal budgets", "PyramidKV, arXiv 2406.02069, §5",
+        "pyramid", "more tokens in lower layers beat equal budgets", "PyramidKV, arXiv 2406.02069",
         "pyramidkv:compression_ratio=0.75,window=16,beta=4", "snapkv:compression_ratio=0.75,window=16",
     ),
     Claim(
-        "h2o", "heavy hitters and recent tokens beat recent tokens and sinks alone", "H2O, arXiv 2306.14048, §5",
+        "h2o", "heavy hitters and recent tokens beat recent tokens and sinks alone", "H2O, arXiv 2306.14048",
         "h2o:compression_ratio=0.75", "streaming_llm:compression_ratio=0.75,decode=hold,interval=1",
     ),
     Claim(
