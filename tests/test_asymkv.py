@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from kvbench.caches.homogeneous import MergedLayer, fisher, lowest_pairs, sums
+from kvbench.caches.homogeneous import HomogeneousLayer, fisher, lowest_pairs, sums
 from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
@@ -57,8 +57,8 @@ def view(total: int, window: int, used: Rope | None, *, batch: int = 1, seed: in
     return TokenView(k, v, torch.arange(total).expand(k.shape[:3]), total, SCALING, observer, context), flat
 
 
-def layer(prompt: TokenView, ratio: float, window: int, sinks: int, weights: str = "fisher") -> MergedLayer:
-    made = MergedLayer(prompt.layer, ratio, window, sinks, weights)
+def layer(prompt: TokenView, ratio: float, window: int, sinks: int, weights: str = "fisher") -> HomogeneousLayer:
+    made = HomogeneousLayer(prompt.layer, ratio, window, sinks, weights)
     made.adopt(prompt)
     return made
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from kvbench.caches import folding
 from kvbench.caches.basis import hadamard
 from kvbench.caches.cache import CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
+from kvbench.caches.ranks import heads_in_group
 from kvbench.calibration import provide
 from kvbench.engine.protocol import Runner
 from kvbench.engine.verify import Sizes, conformance
@@ -402,9 +403,13 @@ def test_a_default_rank_that_energy_replaces_is_not_asked_for() -> None:
     method_of("v_lowrank:bits=4,energy=0.9").check(Shape(4, 4, 2, 66, 512, 128, 2048))
 
 
-@pytest.mark.parametrize(("label", "kv_heads"), [("palu:group_heads=4", 3), ("palu:group_heads=4", 8), ("palu", 5), ("palu:bits=3", 1)])
-def test_groups_are_clipped_to_the_heads_there_are(label: str, kv_heads: int) -> None:
-    method_of(label).check(Shape(4, 2 * kv_heads, kv_heads, 64, 512, 128, 2048))
+@pytest.mark.parametrize(
+    ("label", "kv_heads", "together"), [("palu:group_heads=4", 3, 3), ("palu:group_heads=4", 8, 4), ("palu", 5, 1), ("palu:bits=3", 6, 3)]
+)
+def test_groups_are_clipped_to_the_heads_there_are(label: str, kv_heads: int, together: int) -> None:
+    method = method_of(label)
+    method.check(Shape(4, 2 * kv_heads, kv_heads, 64, 512, 128, 2048))
+    assert heads_in_group(method.group_heads, kv_heads) == together  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ def _squares_in_key_frames(rope: Rope | None, q: Tensor, weights: Tensor, span: 
     return torch.cat((squares.clamp_min(0), weights @ q[..., cos.shape[1] :].square()), -1)
 
 
-class MergedLayer(LayerCache):
+class HomogeneousLayer(LayerCache):
     """The prompt with adjacent tokens merged down to ``kept_count(prompt, ratio)`` entries; it grows by whole tokens after it.
 
     The first ``sinks`` tokens stay whole, and the newest ``window``, whose queries say which neighbours weigh least and

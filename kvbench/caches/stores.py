@@ -77,7 +77,31 @@ class DenseStore:
         return self.buffer.parts()
 
 
-class QuantStore:
+class BufferedStore:
+    """What stores of several buffers share: every buffer has the same tokens."""
+
+    def buffers(self) -> list[TokenBuffer]:
+        """All that are in use, the first of which knows the length."""
+        raise NotImplementedError(f"{type(self).__name__} names no buffers")
+
+    @property
+    def length(self) -> int:
+        return self.buffers()[0].length
+
+    def keep(self, index: Tensor) -> None:
+        for buffer in self.buffers():
+            buffer.keep(index)
+
+    def reorder(self, rows: Tensor) -> None:
+        for buffer in self.buffers():
+            buffer.reorder(rows)
+
+    def parts(self) -> Iterator[Part]:
+        for buffer in self.buffers():
+            yield from buffer.parts()
+
+
+class QuantStore(BufferedStore):
     """Tokens as packed integer codes with scales and zero points.
 
     Args:
@@ -91,10 +115,6 @@ class QuantStore:
         self.codes = TokenBuffer(f"{name} codes", torch.uint8)
         self.scales = TokenBuffer(f"{name} scales", scale_dtype)
         self.zeros = None if scheme.symmetric else TokenBuffer(f"{name} zero points", scale_dtype)
-
-    @property
-    def length(self) -> int:
-        return self.codes.length
 
     def append(self, x: Tensor) -> None:
         codes, scale, zero = quantise(x, self.scheme, self.scale_dtype)
@@ -116,18 +136,9 @@ class QuantStore:
     def keep(self, index: Tensor) -> None:
         if self.scheme.axis == "channel":
             raise ValueError("tokens that share a scale cannot be evicted one by one")
-        for buffer in self._buffers():
-            buffer.keep(index)
+        super().keep(index)
 
-    def reorder(self, rows: Tensor) -> None:
-        for buffer in self._buffers():
-            buffer.reorder(rows)
-
-    def parts(self) -> Iterator[Part]:
-        for buffer in self._buffers():
-            yield from buffer.parts()
-
-    def _buffers(self) -> list[TokenBuffer]:
+    def buffers(self) -> list[TokenBuffer]:
         return [b for b in (self.codes, self.scales, self.zeros) if b is not None]
 
 

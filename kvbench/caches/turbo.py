@@ -26,7 +26,7 @@ from kvbench.caches.codebook import lloyd_max
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.packing import pack, unpack
-from kvbench.caches.stores import DenseStore, Store
+from kvbench.caches.stores import BufferedStore, DenseStore, Store
 
 FLUSH = 32
 """Tokens that turn into codes together where the newest are kept dense."""
@@ -52,7 +52,7 @@ def codebook(dim: int, bits: int, dtype: torch.dtype, device: torch.device) -> T
     return torch.tensor(lloyd_max(dim, bits), dtype=dtype, device=device)
 
 
-class TurboStore:
+class TurboStore(BufferedStore):
     """Each token alone: its norm, a code per rotated coordinate and, with a residual step, signs and a second norm.
 
     ``read`` gives coefficients ``[B, H, T, W]``, W = D, or 2D with a residual step; ``project`` and ``expand`` go into their
@@ -76,10 +76,6 @@ class TurboStore:
         self.norms = TokenBuffer(f"{name} norms", dtype) if self.bits else None
         self.signs = TokenBuffer(f"{name} residual signs", torch.uint8) if residual else None
         self.residual_norms = TokenBuffer(f"{name} residual norms", dtype) if residual else None
-
-    @property
-    def length(self) -> int:
-        return self._buffers()[0].length
 
     def append(self, x: Tensor) -> None:
         residual = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -136,19 +132,7 @@ class TurboStore:
         wide = torch.promote_types(y.dtype, torch.float32)
         return (y.to(wide) @ self.frame.to(y.device, wide)).to(y.dtype)
 
-    def keep(self, index: Tensor) -> None:
-        for buffer in self._buffers():
-            buffer.keep(index)
-
-    def reorder(self, rows: Tensor) -> None:
-        for buffer in self._buffers():
-            buffer.reorder(rows)
-
-    def parts(self) -> Iterator[Part]:
-        for buffer in self._buffers():
-            yield from buffer.parts()
-
-    def _buffers(self) -> list[TokenBuffer]:
+    def buffers(self) -> list[TokenBuffer]:
         return [b for b in (self.codes, self.norms, self.signs, self.residual_norms) if b is not None]
 
 

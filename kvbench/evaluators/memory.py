@@ -75,6 +75,7 @@ class _Scale:
         """Fill the method's cache, count it, decode a little, read the peaks."""
         gpu = self.session.loaded.device.type == "cuda"
         if gpu:
+            self.session.runner.folds.held.clear()  # another method's folded weights are none of this one's memory
             _reset_peaks()
         cache = self._filled(label)
         data = self._counted(cache)

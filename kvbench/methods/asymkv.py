@@ -57,6 +57,6 @@ class AsymKV(Method):
         return Needs(window=self.window)
 
     def layer(self, context: LayerContext) -> LayerCache:
-        from kvbench.caches.homogeneous import MergedLayer
+        from kvbench.caches.homogeneous import HomogeneousLayer
 
-        return MergedLayer(context, self.compression_ratio, self.window, self.n_sink, self.weights)
+        return HomogeneousLayer(context, self.compression_ratio, self.window, self.n_sink, self.weights)

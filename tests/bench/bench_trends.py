@@ -6,7 +6,7 @@ in negative log-likelihood, with 95 % intervals. A claim is ``shown`` where the 
 p < 0.05 (paired t test, Holm's correction over the claims made), ``contradicted`` where it lies on the other, else
 ``undecided``. Stored bytes stand beside, since a row that stores more has an advantage.
 
-    python tests/bench/bench_trends.py                          # runs all claims (about 20 minutes on two cores)
+    python tests/bench/bench_trends.py                          # runs all claims (about 5 minutes on two cores)
     python tests/bench/bench_trends.py --only kivi,pca --samples 4
     python tests/bench/bench_trends.py --result bench_results/<run>
 """
