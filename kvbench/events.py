@@ -80,6 +80,14 @@ class CorpusLoaded(Event):
 
 
 @dataclass(frozen=True)
+class EvaluatorPrepared(Event):
+    """``facts`` say what an evaluator will read: sources, digests, what was left out."""
+
+    evaluator: str
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class BudgetSolved(Event):
     """With which parameters a method meets its byte budget, or comes nearest to it.
 

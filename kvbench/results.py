@@ -1,8 +1,8 @@
 """The result file: what a run found, in one JSON document that outlives the program.
 
 Schema 1, beside what DESIGN §8 shows: ``records`` holds every measurement (evaluator → method → key → data), so that each
-figure in ``results`` can be computed again; ``lost`` the units that killed their worker; ``seconds`` the time of running. Rows
-with a byte budget say what was asked (``budget``, ``target_*``), what was turned for it (``budget_solved``) and whether the
+figure in ``results`` can be computed again; ``prepared`` what evaluators said of their data; ``lost`` the units that killed
+their worker; ``seconds`` the time of running. Rows with a byte budget say what was asked (``budget``, ``target_*``), what was turned for it (``budget_solved``) and whether the
 measured bytes meet it (``budget_met``).
 """
 
@@ -66,6 +66,7 @@ def build(state: RunState, name: str) -> dict[str, Any]:
         "environment": dict(state.environment),
         "model": dict(state.model),
         "corpus": dict(state.corpus),
+        "prepared": {name: dict(facts) for name, facts in state.prepared.items()},
         "baseline_perplexity": fields_of(summaries, BASELINE).get("perplexity"),
         "results": rows,
         "records": state.records,
@@ -192,7 +193,8 @@ def to_state(result: Mapping[str, Any]) -> RunState:
     return RunState(
         status="finished" if result["complete"] else "interrupted", spec=RunSpec.from_plain(result["spec"]),
         methods=MappingProxyType(rows), records=result["records"], environment=result["environment"], model=result["model"],
-        corpus=result["corpus"], lost=result["lost"], active_seconds=result["seconds"], kvbench_version=result["kvbench_version"],
+        corpus=result["corpus"], prepared=result.get("prepared") or {},
+        lost=result["lost"], active_seconds=result["seconds"], kvbench_version=result["kvbench_version"],
     )  # fmt: skip
 
 

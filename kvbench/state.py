@@ -80,6 +80,8 @@ class RunState:
     environment: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     corpus: Mapping[str, Any] = field(default_factory=dict)
+    prepared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """evaluator → what it said of its data."""
     telemetry: tuple[ev.TelemetrySampled, ...] = ()
     log: tuple[ev.NoteWritten, ...] = ()
     unit_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -195,6 +197,10 @@ def _corpus(state: RunState, e: ev.CorpusLoaded) -> RunState:
     return replace(state, corpus=MappingProxyType(e.corpus), stage="")
 
 
+def _prepared(state: RunState, e: ev.EvaluatorPrepared) -> RunState:
+    return replace(state, prepared=_put(state.prepared, e.evaluator, MappingProxyType(e.facts)), stage="")
+
+
 def _budget(state: RunState, e: ev.BudgetSolved) -> RunState:
     if e.error is None:
         return _row(state, e.method, budget=e)
@@ -285,6 +291,7 @@ _RULES: Mapping[type[ev.Event], Callable[[RunState, Any], RunState]] = {
     ev.EnvironmentRecorded: _environment,
     ev.ModelLoaded: _model,
     ev.CorpusLoaded: _corpus,
+    ev.EvaluatorPrepared: _prepared,
     ev.BudgetSolved: _budget,
     ev.UnitStarted: _unit_started,
     ev.MethodStarted: _method_started,

@@ -9,6 +9,7 @@ from typing import Any
 
 from kvbench.budgets import written
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, Summary, build
+from kvbench.figures import Figure
 from kvbench.registry import Registry
 from kvbench.spec import EvaluatorSpec, RunSpec
 from kvbench.state import MethodStatus, RunState
@@ -77,6 +78,17 @@ def summarise(state: RunState) -> dict[str, dict[str, Summary]]:
         evaluator.name: evaluator.summarise(state.records.get(evaluator.name, {}), baseline_of(state))
         for evaluator in evaluators_of(state.spec)
     }
+
+
+def figures(state: RunState) -> dict[str, list[Figure]]:
+    """evaluator → its tables and heat maps, from the records so far; those that have none are left out."""
+    if state.spec is None:
+        return {}
+    found = {
+        e.name: e.figures(state.records.get(e.name, {}), baseline_of(state), state.prepared.get(e.name, {}))
+        for e in evaluators_of(state.spec)
+    }
+    return {name: shown for name, shown in found.items() if shown}
 
 
 def fields_of(summaries: Mapping[str, Mapping[str, Summary]], method: str) -> dict[str, Any]:

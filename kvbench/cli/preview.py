@@ -11,9 +11,9 @@ from kvbench.engine.budget import Solution, solve
 from kvbench.engine.expected import expected_bytes
 from kvbench.engine.plan import Plan, complete, plan
 from kvbench.engine.scale import ShapeScale, Unknown, is_coupled
+from kvbench.formats import NONE, TIMES, fixed, size
 from kvbench.shape import Shape, shape_of
 from kvbench.spec import RunSpec
-from kvbench.tui.format import NONE, TIMES, fixed, size
 
 if TYPE_CHECKING:
     from kvbench.methods.base import Method

@@ -11,8 +11,8 @@ from kvbench.displays.base import Outcome
 from kvbench.displays.table import header, render
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
+from kvbench.formats import TIMES, duration, fixed, size
 from kvbench.state import RunState
-from kvbench.tui.format import TIMES, duration, fixed, size
 
 STAGE_STEP = 0.25
 """Fraction of a stage after which a line tells its progress where lines cannot be rewritten."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvbench.budgets import is_met
+from kvbench.formats import MIB, NONE, TIMES, duration, fixed, signed, size
 from kvbench.shape import Shape, cache_bytes_per_token
 from kvbench.state import RunState
 from kvbench.summary import Row, evaluators_of, rows
-from kvbench.tui.format import MIB, NONE, TIMES, duration, fixed, signed, size
 
 LABEL_WIDTH = 26
 WIDTH = 140

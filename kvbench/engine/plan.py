@@ -110,6 +110,8 @@ def _check_model(spec: RunSpec, methods: Mapping[str, Method]) -> None:
 
     check_supported(spec.model.config, spec.context + spec.continuation)
     shape = shape_of(spec.model.config)
+    for evaluator in evaluators_of(spec):
+        evaluator.check_length(spec, shape.max_positions)
     for label, method in methods.items():
         try:
             method.check(shape)
@@ -138,6 +140,7 @@ def _check(spec: RunSpec, evaluator: Evaluator) -> None:
             f"evaluator '{evaluator.name}' cannot follow protocol '{spec.protocol}' (it can: {', '.join(evaluator.protocols)})",
             hint=f"--protocol {evaluator.protocols[0]}, or other --evals",
         )
+    evaluator.check(spec)
 
 
 def units_left(state: RunState) -> list[Unit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any
 
@@ -42,6 +42,8 @@ class Session:
     loaded: LoadedModel
     runner: Runner
     windows: Windows | None
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What evaluators read once and look at in each of their units, by evaluator."""
 
     @classmethod
     def open(cls, spec: RunSpec, methods: Mapping[str, Method], stage: Stage) -> Session:
@@ -127,6 +129,8 @@ def _check_fit(spec: RunSpec, methods: Mapping[str, Method], config: Any, shape:
     length = spec.context + spec.continuation
     check_supported(config, length)
     limit = shape.max_positions
+    for evaluator in evaluators_of(spec):
+        evaluator.check_length(spec, limit)
     if limit and length > limit:
         raise UsageError(
             f"context {spec.context} + continuation {spec.continuation} is beyond this model's {limit} positions",

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,11 +160,28 @@ def work(state: RunState, emit: Emitter) -> None:
         raise _cannot_open(error) from error
     try:
         _tell_facts(session, emit, started)
+        left = units_left(state)
+        _prepare([e for name, e in evaluators.items() if any(unit.evaluator == name for unit in left)], session, emit)
         session = _meet_budgets(spec, session, state, emit, failed)
-        for unit in units_left(state):
+        for unit in left:
             _do(unit, evaluators[unit.evaluator], session, emit, failed)
     finally:
         session.close()
+
+
+def _prepare(evaluators: Sequence[Evaluator], session: Session, emit: Emitter) -> None:
+    """Let every evaluator read its data before anything is scored.
+
+    Raises:
+        KvbenchError: one of them cannot.
+    """
+    for evaluator in evaluators:
+        try:
+            facts = evaluator.prepare(session, emit.stage)
+        except Exception as error:
+            raise _cannot_open(error) from error
+        if facts:
+            emit(ev.EvaluatorPrepared(time.time(), evaluator.name, dict(facts)))
 
 
 def _cannot_open(error: Exception) -> KvbenchError:

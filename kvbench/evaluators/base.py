@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from kvbench.errors import UsageError
+from kvbench.figures import Figure
 from kvbench.parameters import build, param, parameters
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
@@ -17,12 +19,14 @@ from kvbench.state import Unit
 if TYPE_CHECKING:
     from kvbench.engine.session import Session
 
-__all__ = ["BASELINE", "Better", "Evaluator", "Evidence", "Measured", "MethodRecords", "Summary", "UnitContext", "build", "param"]
+__all__ = ["BASELINE", "Better", "Evaluator", "Evidence", "Measured", "MethodRecords", "Stage", "Summary", "UnitContext", "build", "param"]
 
 BASELINE = "baseline"
 """Label of the row that all others are compared with."""
 Evidence = Literal["exact", "paired", "noisy"]
 Better = Literal["lower", "higher", "neither"]
+Stage = Callable[[str, int, int], None]
+"""Tells progress: what, done, total."""
 MethodRecords = Mapping[str, Mapping[str, Any]]
 """One method's records: key → data."""
 
@@ -105,6 +109,43 @@ class Evaluator:
     needs_weights: ClassVar[bool] = False
     protocols: ClassVar[tuple[str, ...]] = ("prefill", "streaming")
 
+    def check(self, spec: RunSpec) -> None:
+        """Refuse before anything is loaded what this evaluator cannot do with ``spec``: unknown names, broken files.
+
+        Imports no torch.
+
+        Raises:
+            KvbenchError: says what, where, and what to try.
+        """
+
+    def longest(self, spec: RunSpec) -> int:
+        """Tokens of the longest sequence that it reads, 0 if the run's own lengths bound it; held to the model's positions."""
+        return 0
+
+    def check_length(self, spec: RunSpec, limit: int) -> None:
+        """Refuse sequences that are longer than a model's positions; a ``limit`` of 0 is none.
+
+        Raises:
+            UsageError: says how long they are.
+        """
+        longest = self.longest(spec)
+        if limit and longest > limit:
+            raise UsageError(
+                f"evaluator '{self.name}' reads sequences of {longest:,} tokens, beyond this model's {limit:,} positions",
+                hint=f"shorter ones: kvbench list evaluators has the parameters of {self.name}",
+            )
+
+    def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
+        """Read its data before its first unit, and keep them in ``session.kept``; called again after a resume.
+
+        Returns:
+            What the result should say of them (sources, digests, what was left out), plain values.
+
+        Raises:
+            KvbenchError: they cannot be had; the run ends before anything of it is scored.
+        """
+        return {}
+
     @classmethod
     def parameters(cls) -> list[tuple[str, Any, str]]:
         """(name, default, meaning) of each parameter."""
@@ -121,3 +162,7 @@ class Evaluator:
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
         """Figures by method from whatever records there are so far; a method's depend on its own and the baseline's alone."""
         raise NotImplementedError
+
+    def figures(self, records: Mapping[str, MethodRecords], baseline: str | None, facts: Mapping[str, Any]) -> list[Figure]:
+        """Tables and heat maps from whatever records there are so far; ``facts`` are what :meth:`prepare` told."""
+        return []

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from rich.style import Style
 
+from kvbench.formats import plain_number
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.format import plain_number
 from kvbench.tui.theme import Palette
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kvbench.formats import MIB, NONE, TIMES, fixed, signed
 from kvbench.summary import Row
 from kvbench.tui.facts import is_ranked
-from kvbench.tui.format import MIB, NONE, TIMES, fixed, signed
 
 Best = Literal["lowest", "highest"]
 GAP = 2

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from kvbench.errors import KvbenchError
 from kvbench.evaluators.base import BASELINE
+from kvbench.formats import NONE, fixed, shorten, signed, size
 from kvbench.spec import MethodSpec, format_value
 from kvbench.state import MethodState
 from kvbench.summary import Row
 from kvbench.tui.canvas import bar, spark
 from kvbench.tui.facts import ledger, per_layer
-from kvbench.tui.format import NONE, fixed, shorten, signed, size
 from kvbench.tui.plots.scene import Scene
 from kvbench.tui.theme import Palette
 

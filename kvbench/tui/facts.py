@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvbench.evaluators.base import BASELINE
+from kvbench.formats import MIB, size
 from kvbench.methods.base import CONTROLS
 from kvbench.state import RunState
 from kvbench.summary import Row, evaluators_of
-from kvbench.tui.format import MIB, size
 
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 QUALITY = "perplexity"

@@ -7,9 +7,9 @@ from rich.style import Style
 from textual.strip import Strip
 from textual.widget import Widget
 
+from kvbench.formats import duration, shorten
 from kvbench.tui.canvas import bar
 from kvbench.tui.facts import activity, overall, subject
-from kvbench.tui.format import duration, shorten
 from kvbench.tui.lines import Lines
 from kvbench.tui.reading import Reading
 from kvbench.tui.theme import Palette

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvbench import events as ev
 from kvbench.events import NoteWritten
+from kvbench.formats import duration
 from kvbench.state import RunState
-from kvbench.tui.format import duration
 
 
 def line_of(event: ev.Event, before: RunState) -> NoteWritten | None:

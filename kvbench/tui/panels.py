@@ -14,9 +14,9 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from kvbench.events import NoteWritten
+from kvbench.formats import duration
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.details import details
-from kvbench.tui.format import duration
 from kvbench.tui.lines import Lines
 from kvbench.tui.plots import PLOTS, Scene
 

@@ -16,11 +16,11 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from kvbench.evaluators.base import BASELINE
+from kvbench.formats import NONE, shorten
 from kvbench.summary import Row
 from kvbench.tui.canvas import bar
 from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns, ordered, plan
 from kvbench.tui.facts import is_control, is_unmasked
-from kvbench.tui.format import NONE, shorten
 from kvbench.tui.lines import Lines
 from kvbench.tui.theme import Palette
 

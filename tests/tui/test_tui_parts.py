@@ -19,7 +19,7 @@ from kvbench.tui.canvas import Canvas, bar, spark
 from kvbench.tui.colours import method_colours
 from kvbench.tui.columns import best_labels, columns, ordered, plan
 from kvbench.tui.feed import LAPSE_SECONDS, LapseFeed
-from kvbench.tui.format import duration, fixed, plain_number, signed, size
+from kvbench.formats import duration, fixed, plain_number, signed, size
 from kvbench.tui.plots.scene import spread
 from kvbench.tui.reading import Reading
 from kvbench.tui.rows import LiveRows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvbench.formats import TIMES
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.format import TIMES
 from kvbench.tui.plots.memory import draw_memory
 from kvbench.tui.plots.pareto import draw_pareto
 from kvbench.tui.plots.perplexity import draw_perplexity

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvbench.evaluators.base import BASELINE
+from kvbench.formats import MIB
 from kvbench.tui.axes import Frame, Scale, framed
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.facts import Point, frontier, points
-from kvbench.tui.format import MIB
 from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
 
 _FLOOR = 1e-6

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kvbench.evaluators.base import BASELINE
+from kvbench.formats import fixed
 from kvbench.tui.axes import Frame, Scale, framed, padded
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.facts import running_perplexity
-from kvbench.tui.format import fixed
 from kvbench.tui.plots.scene import Scene, nothing_yet, spread, too_small
 
 _SPREAD = 3.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.style import Style
 
 from kvbench.evaluators.base import BASELINE
+from kvbench.formats import TIMES, fixed
 from kvbench.summary import Row
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.format import TIMES, fixed
 from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
 
 _FIGURES = 19
