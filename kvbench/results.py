@@ -2,8 +2,8 @@
 
 Schema 1, beside what DESIGN §8 shows: ``records`` holds every measurement (evaluator → method → key → data), so that each
 figure in ``results`` can be computed again; ``prepared`` what evaluators said of their data; ``lost`` the units that killed
-their worker; ``seconds`` the time of running. Rows with a byte budget say what was asked (``budget``, ``target_*``), what was turned for it (``budget_solved``) and whether the
-measured bytes meet it (``budget_met``).
+their worker; ``seconds`` the time of running. Rows with a byte budget say what was asked (``budget``, ``target_*``), what was
+turned for it (``budget_solved``) and whether the measured bytes meet it (``budget_met``).
 """
 
 from __future__ import annotations

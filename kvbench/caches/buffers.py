@@ -108,3 +108,9 @@ class TokenBuffer:
 def gather_tokens(rows: Tensor, index: Tensor) -> Tensor:
     """``rows`` ``[B, H, T, W]`` at ``index`` ``[B, H, m]`` → ``[B, H, m, W]``."""
     return rows.gather(2, index[..., None].expand(*index.shape, rows.shape[3]))
+
+
+def scatter_tokens(rows: Tensor, index: Tensor, total: int) -> Tensor:
+    """The inverse: ``rows`` ``[B, H, m, W]`` at ``index`` ``[B, H, m]`` of ``total`` tokens → ``[B, H, total, W]``, zeros elsewhere."""
+    whole = rows.new_zeros(*rows.shape[:2], total, rows.shape[3])
+    return whole.scatter_(2, index[..., None].expand(*index.shape, rows.shape[3]), rows)

@@ -43,6 +43,11 @@ class KVCache(Cache):  # type: ignore[misc]
         for layer, view in zip(self.layers, prompt, strict=True):
             layer.adopt(view)
 
+    def repeat(self, rows: int) -> None:
+        """Make ``rows`` rows of the one sequence that was compressed: as many continuations of one prompt."""
+        for layer in self.layers:
+            layer.repeat(rows)
+
     def ledger(self) -> ByteLedger:
         """Itemised bytes over all layers and rows of the batch."""
         return reduce(lambda a, b: a + b, self.per_layer(), ByteLedger())

@@ -44,10 +44,17 @@ class ComposedLayer(LayerCache):
 
     def _hand_over(self, tokens: TokenView, budget: int, among: int) -> None:
         """Give ``inner`` the best ``budget`` of the first ``among`` tokens."""
-        scores = self.rule.score(replace(tokens, budget=budget))
-        index = best_tokens(scores[..., :among], budget)
         self.inner.scaling = self.scaling
-        self.inner.compress(replace(tokens, scores=scores).at(index))
+        self.inner.compress(self._best(tokens, budget, among))
+
+    def _best(self, tokens: TokenView, budget: int, among: int) -> TokenView:
+        """The best ``budget`` of the first ``among`` tokens, with their scores."""
+        scores = self.rule.score(replace(tokens, budget=budget))
+        return replace(tokens, scores=scores).at(best_tokens(scores[..., :among], budget))
+
+    def places(self, prompt: TokenView) -> Tensor:
+        tokens = prompt.keys.shape[2]
+        return self.inner.places(self._best(prompt, self.rule.kept(tokens, self.context), tokens))
 
     def block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.streams:

@@ -77,8 +77,15 @@ class EvictedLayer(DenseLayer):
         self.positions = TokenBuffer("positions", torch.int32) if self.every else None
 
     def compress(self, prompt: TokenView) -> None:
+        self.take(prompt, self.choose(prompt))
+
+    def choose(self, prompt: TokenView) -> Tensor:
+        """Indices ``[B, Hkv, m]`` of the tokens to keep, in order."""
         budget = self.rule.kept(prompt.keys.shape[2], self.context)
-        self.take(prompt, best_tokens(self.rule.score(replace(prompt, budget=budget)), budget))
+        return best_tokens(self.rule.score(replace(prompt, budget=budget)), budget)
+
+    def places(self, prompt: TokenView) -> Tensor:
+        return prompt.positions.gather(2, self.choose(prompt))
 
     def take(self, prompt: TokenView, index: Tensor) -> None:
         """Keep the prompt's tokens at ``index`` ``[B, Hkv, m]``, and that many while decoding."""

@@ -33,16 +33,23 @@ class GuardedLayer(LayerCache):
         return sum(stores[0].length for stores in (self.guarded, self.coded, self.fresh))
 
     def compress(self, prompt: TokenView) -> None:
+        for stores, index in zip((self.guarded, self.coded), self._split(prompt), strict=True):
+            if index.shape[-1]:
+                part = prompt.at(index)
+                stores[0].append(part.keys)
+                stores[1].append(part.values)
+
+    def _split(self, prompt: TokenView) -> tuple[Tensor, Tensor]:
+        """Indices ``[B, Hkv, m]`` of the tokens that stay dense and of those that become codes, each in order."""
         if prompt.scores is None:
             raise ValueError("guarded tokens are chosen by the scores of an eviction")
         kept = prompt.keys.shape[2]
         dense = min(kept, round(kept * self.guard))
         ranked = ranking(prompt.scores)
-        for stores, index in ((self.guarded, ranked[..., :dense]), (self.coded, ranked[..., dense:])):
-            if index.shape[-1]:
-                part = prompt.at(index.sort(-1).values)
-                stores[0].append(part.keys)
-                stores[1].append(part.values)
+        return ranked[..., :dense].sort(-1).values, ranked[..., dense:].sort(-1).values
+
+    def places(self, prompt: TokenView) -> Tensor:
+        return prompt.positions.gather(2, torch.cat(self._split(prompt), 2))
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.fresh[0].append(keys)

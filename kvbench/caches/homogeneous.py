@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.attend import attend, fold
-from kvbench.caches.buffers import TokenBuffer
+from kvbench.caches.buffers import TokenBuffer, gather_tokens
 from kvbench.caches.evicted import kept_count
-from kvbench.caches.layer import LayerCache, LayerContext, TokenView
+from kvbench.caches.layer import LayerCache, LayerContext, Restored, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
 from kvbench.caches.rope import Rope, half_turn
@@ -150,6 +150,13 @@ class HomogeneousLayer(LayerCache):
             return fisher(prompt, probs, span)
         received = fold(probs, prompt.keys.shape[1]).sum(2)[:, :, span, None]
         return received if self.weights == "attention" else torch.ones_like(received)
+
+    def restored(self, prompt: TokenView, dtype: torch.dtype) -> Restored:
+        """Every token as its entry: attention counts an entry as so many tokens of that key and that value."""
+        entries = torch.stack([torch.repeat_interleave(row) for row in self.counts.view()[:, 0, :, 0]])  # [B, T]
+        index = entries[:, None].expand(prompt.positions.shape)
+        keys, values = (gather_tokens(store.read(dtype), index) for store in (self.keys_store, self.values_store))
+        return Restored(keys, values, torch.ones_like(prompt.positions, dtype=torch.bool))
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         self.keys_store.append(keys)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.caches.attend import causal
+from kvbench.caches.buffers import scatter_tokens
 from kvbench.caches.compat import AnyLayer, OwnLength, query_length
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
@@ -57,6 +58,10 @@ class LayerContext:
     rope: Rope | None = None
     artefacts: Mapping[str, Tensor] = field(default_factory=dict)
     module: nn.Module | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerContext:
+        """A copy of a layer stands where the layer does, in the same model."""
+        return self
 
 
 @dataclass
@@ -113,6 +118,20 @@ class TokenView:
         return torch.unflatten(scores, 1, (self.keys.shape[1], -1)).mean(2)
 
 
+@dataclass(frozen=True)
+class Restored:
+    """A prompt as it is read back, every token in its own place.
+
+    Attributes:
+        keys, values: ``[B, Hkv, T, D]``, zeros where a token is not held.
+        held: ``[B, Hkv, T]``.
+    """
+
+    keys: Tensor
+    values: Tensor
+    held: Tensor
+
+
 class LayerCache(AnyLayer):
     """Base of all layers. Subclasses say what is stored; everything about order and time is here.
 
@@ -154,6 +173,26 @@ class LayerCache(AnyLayer):
     def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values ``[B, Hkv, length, D]`` as attention reads them."""
         raise NotImplementedError(f"{type(self).__name__} does not read its tokens apart from attending to them")
+
+    def places(self, prompt: TokenView) -> Tensor:
+        """Positions ``[B, Hkv, length]`` of the prompt's tokens that ``compress`` keeps, in the order in which ``read`` gives them.
+
+        Worked out from the prompt again where a method chooses; nothing is stored for it. By default every token, in order.
+        """
+        return prompt.positions
+
+    def restored(self, prompt: TokenView, dtype: torch.dtype) -> Restored:
+        """What attention reads of a ``prompt`` that was just compressed, token by token.
+
+        Raises:
+            NotImplementedError: what is read is not the tokens at ``places``.
+        """
+        keys, values = (x.to(prompt.keys.device) for x in self.read(dtype))
+        places = self.places(prompt)
+        if places.shape != keys.shape[:3]:
+            raise NotImplementedError(f"{type(self).__name__} does not say which tokens it reads")
+        held = torch.zeros(*keys.shape[:2], prompt.seen, dtype=torch.bool, device=keys.device).scatter(2, places, True)
+        return Restored(scatter_tokens(keys, places, prompt.seen), scatter_tokens(values, places, prompt.seen), held)
 
     def settle(self) -> None:
         """Between two blocks: flush a full residual, evict down to the budget. Nothing by default."""
@@ -319,6 +358,11 @@ class LayerCache(AnyLayer):
             store.reorder(beam_idx)
         if self.observer is not None:
             self.observer.reorder(beam_idx)
+
+    def repeat(self, rows: int) -> None:
+        """Make ``rows`` rows of the one that is held: as many continuations of one prompt."""
+        self.reorder_cache(torch.zeros(rows, dtype=torch.long))
+        self.batch = rows
 
     def stores(self) -> Iterator[Store]:
         """The stores this layer is made of; ``parts`` and ``reorder_cache`` are read off them."""

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kvbench.caches.attend import attend
+from kvbench.caches.buffers import gather_tokens
 from kvbench.caches.dense import DenseLayer
-from kvbench.caches.layer import LayerContext, TokenView
+from kvbench.caches.layer import LayerContext, Restored, TokenView
 from kvbench.caches.ledger import Part, reachable_tensors
 from kvbench.caches.needs import Needs
 from kvbench.caches.rope import Rope
@@ -187,6 +188,24 @@ class PressedLayer(DenseLayer):
     def compress(self, prompt: TokenView) -> None:
         keys, values, self.masked = self.press.compress(prompt, self.context)
         self.append(keys, values)
+
+    def places(self, prompt: TokenView) -> Tensor:
+        """By their keys, where the press returns fewer than it was given: it does not say which."""
+        if self.length == prompt.seen:
+            return prompt.positions
+        kept = self.keys_store.read(prompt.wide)
+        given = prompt.keys.to(self.keys_store.buffer.dtype).to(prompt.wide)
+        nearest = torch.cdist(kept, given, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)  # 0 exactly where they are equal
+        if not torch.equal(gather_tokens(given, nearest), kept):
+            raise NotImplementedError(f"{self.press.name} changes the keys that it keeps, so that their tokens are not known")
+        return prompt.positions.gather(2, nearest)
+
+    def restored(self, prompt: TokenView, dtype: torch.dtype) -> Restored:
+        found = super().restored(prompt, dtype)
+        if self.masked is None:
+            return found
+        shown = found.held.scatter(2, self.places(prompt), ~self.masked)
+        return Restored(found.keys * shown[..., None], found.values * shown[..., None], shown)
 
     def attend(self, q: Tensor) -> Tensor:
         keys, values = self.keys_store.read(q.dtype), self.values_store.read(q.dtype)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kvbench.caches.evicted import EvictedLayer
-from kvbench.caches.layer import LayerCache, LayerContext, TokenView
+from kvbench.caches.layer import LayerCache, LayerContext, Restored, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Cell
@@ -56,6 +57,19 @@ class RaggedLayer(LayerCache):
         scores = None if prompt.scores is None else prompt.scores[at].index_select(2, index)
         return replace(prompt, keys=keys, values=values, positions=positions, scores=scores, layer=self._context(cell.keys.start))
 
+    def views(self, prompt: TokenView) -> Iterator[tuple[Cell, LayerCache, TokenView]]:
+        """Every cell with its place and what it is given of the prompt."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which tokens its heads are given")
+
+    def restored(self, prompt: TokenView, dtype: torch.dtype) -> Restored:
+        heads, tokens = prompt.keys.shape[:2], prompt.seen
+        whole = [x.new_zeros(*heads, tokens, x.shape[3], dtype=dtype) for x in (prompt.keys, prompt.values)]
+        held = torch.zeros(*heads, tokens, dtype=torch.bool, device=prompt.keys.device)
+        for cell, layer, view in self.views(prompt):
+            own, at = layer.restored(view, dtype), (cell.rows, cell.keys)
+            whole[0][at], whole[1][at], held[at] = own.keys, own.values, own.held
+        return Restored(whole[0], whole[1], held)
+
     @property
     def length(self) -> int:
         """Tokens held by the longest head."""
@@ -93,6 +107,10 @@ class RaggedLayer(LayerCache):
         for layer in self.cells[0] if self.cells else ():
             yield from layer.artefacts()
 
+    def repeat(self, rows: int) -> None:
+        self.cells = [deepcopy(self.cells[0]) for _ in range(rows)]
+        self.batch = rows
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: rows have layers of their own.
 
@@ -116,19 +134,27 @@ class SelectedHeads(RaggedLayer):
         self.select = select
 
     def compress(self, prompt: TokenView) -> None:
-        mask, scores = self.select(prompt)
-        scored = replace(prompt, scores=scores)
-        for cell, layer in self.fill(prompt.keys.shape[0]):
-            index = mask[cell.rows, cell.keys][0, 0].nonzero()[:, 0]
-            view = self.cell_view(scored, cell, index)
+        for cell, layer, view, index in self._selected(prompt):
             if layer.needs.any:
                 view.observed = prompt.observed.fork(layer.needs, cell)
                 view.observed.keep(index[None, None])
             layer.adopt(view)
 
+    def views(self, prompt: TokenView) -> Iterator[tuple[Cell, LayerCache, TokenView]]:
+        for cell, layer, view, _ in self._selected(prompt):
+            yield cell, layer, view
+
+    def _selected(self, prompt: TokenView) -> Iterator[tuple[Cell, LayerCache, TokenView, Tensor]]:
+        """Every cell with its tokens of the prompt and their indices ``[m]``."""
+        mask, scores = self.select(prompt)
+        scored = replace(prompt, scores=scores)
+        for cell, layer in self.fill(prompt.keys.shape[0]):
+            index = mask[cell.rows, cell.keys][0, 0].nonzero()[:, 0]
+            yield cell, layer, self.cell_view(scored, cell, index), index
+
 
 class HeldHead(EvictedLayer):
     """A cell that takes all it is given of the prompt, and keeps that number while decoding."""
 
-    def compress(self, prompt: TokenView) -> None:
-        self.take(prompt, torch.arange(prompt.keys.shape[2], device=prompt.keys.device)[None, None])
+    def choose(self, prompt: TokenView) -> Tensor:
+        return torch.arange(prompt.keys.shape[2], device=prompt.keys.device)[None, None]

@@ -76,6 +76,13 @@ class ThresholdLayer(DenseLayer):
         passed = self.store.read(dtype)
         return torch.cat((passed[0], own[0]), 2), torch.cat((passed[1], own[1]), 2)
 
+    def places(self, prompt: TokenView) -> Tensor:
+        passed = prompt.positions.shape[-1] - min(prompt.seen, self.window)
+        if self.store is None or passed == 0:
+            return prompt.positions
+        index = torch.arange(passed, device=prompt.keys.device)[None, None]
+        return torch.cat((self.store.places(prompt.at(index)), prompt.positions[..., passed:]), 2)
+
     def append(self, keys: Tensor, values: Tensor) -> None:
         if self.scores is None:
             raise ValueError("tokens are kept by their scores, and these have none")

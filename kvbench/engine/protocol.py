@@ -8,6 +8,7 @@ blocks (:mod:`kvbench.caches.layer`), which equals feeding one token at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, build_cache, capture_cache, captured, decoder_of
 from kvbench.caches.folding import Folds, folded
+from kvbench.caches.joint import JointCache
 from kvbench.caches.layer import TokenView
 from kvbench.caches.needs import Needs
 from kvbench.methods.base import Method
@@ -75,6 +77,18 @@ class Runner:
         positions = torch.arange(seen, seen + tokens.shape[1], device=tokens.device)[None]
         with folded(cache, self.folds):
             out = decoder_of(self.model)(input_ids=tokens, past_key_values=cache, position_ids=positions, use_cache=True)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    @torch.inference_mode()
+    def together(self, tokens: Tensor, caches: Sequence[KVCache], rows: Sequence[int]) -> Tensor:
+        """As :meth:`forward` of several caches at once: ``[Σ rows, n]`` tokens, the rows of one cache after those of the other."""
+        if len(caches) == 1:
+            return self.forward(tokens, caches[0])
+        joint = JointCache(caches, rows)
+        out = decoder_of(self.model)(
+            input_ids=tokens, past_key_values=joint, position_ids=joint.positions(tokens.shape[1], tokens.device), use_cache=True
+        )  # fmt: skip
         hidden: Tensor = out.last_hidden_state
         return hidden
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -107,17 +108,24 @@ class Session:
     def groups(self, labels: Sequence[str], baseline: str, tokens: int) -> Iterator[list[str]]:
         """Methods whose final hidden states fit a quarter of the free memory together, the baseline in each group first."""
         each = tokens * self.loaded.shape.hidden_size * self.loaded.dtype.itemsize
-        size = max(1, int(self._free_memory() // 4 // max(1, each)))
+        size = max(1, int(self.free_memory() // 4 // max(1, each)))
         others = [label for label in labels if label != baseline]
         for start in range(0, max(1, len(others)), size):
             yield [baseline, *others[start : start + size]]
 
-    def _free_memory(self) -> int:
+    def free_memory(self) -> int:
+        """Bytes that are free now where the model is."""
         if self.loaded.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.loaded.device)[0])
         import psutil
 
         return int(psutil.virtual_memory().available)
+
+    def release(self) -> None:
+        """Give back what something that broke held."""
+        gc.collect()
+        if self.loaded.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _reads_text(spec: RunSpec) -> bool:

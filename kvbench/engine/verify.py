@@ -83,7 +83,7 @@ def conformance(method: Method, family: str, sizes: Sizes) -> list[Check]:
     bench = _Bench(method, family, sizes)
     ways: list[tuple[str, int]] = [("prefill", 1), ("streaming", 1), ("streaming", 7)]
     found = [bench.blocks(protocol, chunk) for protocol, chunk in ways if protocol in method.protocols]
-    return [*found, bench.batch_row(), bench.padded_row(), bench.generates(), bench.ledger()]
+    return [*found, bench.batch_row(), bench.padded_row(), bench.together(), bench.generates(), bench.ledger()]
 
 
 class _Bench:
@@ -148,6 +148,17 @@ class _Bench:
         padded = self._by_mask(tokens, mask, split)[1, pad:]
         alone = self._by_mask(tokens[1:, pad:], mask[1:, pad:], split - pad)[0]
         return self.check("left-padded row = row alone", padded, alone, "prompt and continuation, logits")
+
+    def together(self) -> Check:
+        """Three continuations of one prompt and one of a shorter one, in one forward, against each alone."""
+        runner, split = self.runner(), self.sizes.context
+        fresh = self.tokens[:, split : split + 40].reshape(4, 20)
+        prompts = [runner.prefill(tokens, self.method.needs) for tokens in (self.tokens[:1, :split], self.tokens[1:, 5:split])]
+        caches = [runner.compress(self.method, prompt) for prompt in prompts]
+        caches[0].repeat(3)
+        joint = torch.cat([runner.together(part, caches, [3, 1]) for part in (fresh[:, :13], fresh[:, 13:])], 1)
+        alone = [runner.stepwise(fresh[row : row + 1], runner.compress(self.method, prompts[row == 3])) for row in range(4)]
+        return self.check("together = each alone", joint, torch.cat(alone), "rows of one forward, two caches")
 
     @torch.inference_mode()
     def _by_mask(self, tokens: Tensor, mask: Tensor, split: int) -> Tensor:
