@@ -140,7 +140,7 @@ def test_a_prompt_always_has_a_token_that_reads_the_cache() -> None:
     assert ask_of([1, 2, 3], None) == Ask([1, 2], [3])
     assert ask_of([1, 2, 3], 3) == ask_of([1, 2, 3], 0) == Ask([1, 2], [3])
     assert ask_of([1, 2, 3], 1) == Ask([1], [2, 3])
-    with pytest.raises(ValueError, match="1 \\+ 0|0 \\+ 1"):
+    with pytest.raises(ValueError, match=r"1 \+ 0|0 \+ 1"):
         ask_of([1], None)
 
 

@@ -33,7 +33,8 @@ class GuardedLayer(LayerCache):
         return sum(stores[0].length for stores in (self.guarded, self.coded, self.fresh))
 
     def compress(self, prompt: TokenView) -> None:
-        for stores, index in zip((self.guarded, self.coded), self._split(prompt), strict=True):
+        dense, coded = self._split(prompt)
+        for stores, index in ((self.guarded, dense), (self.coded, coded)):
             if index.shape[-1]:
                 part = prompt.at(index)
                 stores[0].append(part.keys)

@@ -24,6 +24,7 @@ from kvbench.caches.cache import KVCache
 from kvbench.engine.protocol import Prompt, Runner
 from kvbench.engine.scoring import SLAB_BYTES
 from kvbench.engine.session import Session
+from kvbench.evaluators.base import BASELINE
 
 Guard = Callable[[str, Callable[[], None]], bool]
 Stop = Callable[[list[int]], bool]
@@ -131,11 +132,14 @@ def _over_methods(
 ) -> dict[str, T]:
     """Methods together, as many as fit; a group in which something breaks is done again one by one."""
     tokens = torch.tensor([ask.context], device=session.loaded.device)
-    prompt = session.runner.prefill(tokens, session.needs(labels))
+    prompts: list[Prompt] = []
     found: dict[str, T] = {}
 
     def attempt(names: Sequence[str]) -> None:
-        found.update(act(_Group(session, prompt, ask, names)))
+        found.update(act(_Group(session, prompts[0], ask, names)))
+
+    if not guard(BASELINE, lambda: prompts.append(session.runner.prefill(tokens, session.needs(labels)))):
+        return found  # without a prompt there is nothing to compress, and the guard has said why
 
     for names in _groups(session, labels, len(ask.context), rows):
         if len(names) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -120,6 +120,11 @@ class Session:
         import psutil
 
         return int(psutil.virtual_memory().available)
+
+    def calibrated(self, methods: Mapping[str, Method], stage: Stage) -> Runner:
+        """The runner with what ``methods`` of an evaluator's own read of the model, beside what the run's methods do."""
+        more = _artefacts(methods, self.loaded, self.runner.geometry, stage)
+        return replace(self.runner, artefacts={**more, **self.runner.artefacts})
 
     def release(self) -> None:
         """Give back what something that broke held."""
