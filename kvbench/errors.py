@@ -3,7 +3,8 @@
     KvbenchError                     1
     ├── UsageError                   2   a flag, method, evaluator or parameter that cannot be used
     │   ├── UnknownName              2   a name that no registry holds; carries the nearest ones
-    │   └── PresetError              2   a preset file with a wrong key or value
+    │   ├── PresetError              2   a preset file with a wrong key or value
+    │   └── PublishedError           2   a file of published figures with a wrong key or value, or without its source
     ├── ModelError                   3   a model that cannot be found, fetched, loaded or compressed
     │   └── UnsupportedModel         3   a model whose attention kvbench would measure wrongly
     ├── CorpusError                  4   text that is missing, unreadable or too short
@@ -62,6 +63,10 @@ class UsageError(KvbenchError):
 
 class PresetError(UsageError):
     """A preset file that holds an unknown key or a value of the wrong kind."""
+
+
+class PublishedError(UsageError):
+    """A file of published figures that lacks a source or holds a value that cannot be used."""
 
 
 class UnknownName(UsageError):
