@@ -194,11 +194,38 @@ class CorpusSpec:
 
 
 @dataclass(frozen=True)
+class SweepRow:
+    """One setting of a sweep: its row's label, the method that it is a setting of, and its value on each axis, if it has one."""
+
+    label: str
+    method: str
+    at: tuple[ParamValue | None, ...]
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """Where the rows of a sweep stand; :mod:`kvbench.sweeps` makes and reads it.
+
+    Attributes:
+        axes: Name and values of each that tells rows apart, in the order asked for.
+        rows: One a setting. contexts, batches: Lengths and batches that every row is measured at, where those are swept.
+        ablation: Its name, where it has one.
+    """
+
+    axes: tuple[tuple[str, tuple[ParamValue, ...]], ...] = ()
+    rows: tuple[SweepRow, ...] = ()
+    contexts: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    ablation: str | None = None
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """One run's whole question.
 
     Lengths are in tokens; ``compression_ratio`` is the fraction removed. Every method that has no budget of its own is
-    run once for each ``budget`` of the comma list.
+    run once for each ``budget`` of the comma list. ``sweep`` says which rows are settings along which axes; it changes no
+    figure.
     """
 
     preset: str | None = None
@@ -215,6 +242,7 @@ class RunSpec:
     chunk_size: int = 1
     batch_size: int = 1
     seed: int = 0
+    sweep: SweepSpec | None = None
 
     def validate(self) -> RunSpec:
         """Refuse values that no run can have.
@@ -259,7 +287,7 @@ class RunSpec:
     @property
     def digest(self) -> str:
         """A short hash of everything that could change a number."""
-        return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+        return hashlib.sha256(orjson.dumps(asdict(replace(self, sweep=None)), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from kvbench import sweeps
 from kvbench.budgets import written
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, Summary, build
 from kvbench.figures import Figure
@@ -15,6 +16,8 @@ from kvbench.spec import EvaluatorSpec, RunSpec
 from kvbench.state import MethodStatus, RunState
 
 EVALUATORS: Registry[Evaluator] = Registry("kvbench.evaluators", "evaluator")
+HEADLINE = "headline"
+"""The field of :class:`Summary` that holds an evaluator's main scores: short name → value in 0–1, higher is better."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Row:
         memory_bytes: Peak of the device's memory (NVML) or the worker's resident memory; ``memory_name`` says which.
         tokens_per_s, ttft_s: Decode speed and time to first token at the first timed point.
         target_bytes: What its budget asks ``stored_bytes`` to be. settings: What was turned to meet it, ``rank=12``.
+        headline: The main scores of the run's evaluators, short name → value in 0–1, higher is better.
     """
 
     label: str
@@ -53,6 +57,7 @@ class Row:
     ttft_s: float | None = None
     target_bytes: float | None = None
     settings: str = ""
+    headline: Mapping[str, float] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=64)
@@ -81,10 +86,14 @@ def summarise(state: RunState) -> dict[str, dict[str, Summary]]:
 
 
 def figures(state: RunState) -> dict[str, list[Figure]]:
-    """evaluator → its tables and heat maps, from the records so far; those that have none are left out."""
+    """evaluator → its tables and heat maps, from the records so far; those that have none are left out.
+
+    A sweep's own come first, under ``sweep``.
+    """
     if state.spec is None:
         return {}
-    found = {
+    found = {"sweep": sweeps.figures(state.spec, summarise(state))} if state.spec.sweep else {}
+    found |= {
         e.name: e.figures(state.records.get(e.name, {}), baseline_of(state), state.prepared.get(e.name, {}))
         for e in evaluators_of(state.spec)
     }
@@ -92,11 +101,12 @@ def figures(state: RunState) -> dict[str, list[Figure]]:
 
 
 def fields_of(summaries: Mapping[str, Mapping[str, Summary]], method: str) -> dict[str, Any]:
-    """All flat fields of one method, later evaluators filling what earlier ones lack."""
+    """All flat fields of one method, later evaluators filling what earlier ones lack; their headlines are put together."""
     merged: dict[str, Any] = {}
     for by_method in summaries.values():
         for key, value in by_method.get(method, Summary()).fields.items():
-            merged.setdefault(key, value)
+            earlier = merged.get(key, value)
+            merged[key] = {**earlier, **value, **earlier} if key == HEADLINE else earlier
     return merged
 
 

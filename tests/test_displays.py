@@ -12,12 +12,14 @@ from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
 from kvbench import events as ev
 from kvbench import results
+from kvbench.displays import figures as displayed
 from kvbench.displays import table
 from kvbench.displays.base import NAMES, choose
 from kvbench.displays.full import Full
 from kvbench.displays.json import Json
 from kvbench.displays.plain import Plain
 from kvbench.engine.journal import SCHEMA, RunFolder
+from kvbench.figures import Grid, Table
 from kvbench.state import RunState, apply, replay
 from kvbench.summary import Row
 
@@ -93,6 +95,29 @@ def test_columns_that_nothing_filled_are_left_out() -> None:
     assert "PPL" in text
     assert "tokens" not in text.splitlines()[3]
     assert "KL" not in text
+
+
+def test_figures_follow_the_table_and_long_ones_are_cut_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = Table("words", "Many rows", ["method", "text"], [["knorm", f"row {i}"] for i in range(60)], 2)
+    grids = [Grid("map", "Found", f"method {i}", ["a"], ["b"], [[1.0]]) for i in range(11)]
+    tall = Grid("tall", "Found", "method", [str(i) for i in range(30)], ["b"], [[1.0]] * 30)
+    monkeypatch.setattr(displayed, "figures", lambda state: {"tasks": [long, *grids, tall]})
+    text = displayed.render_run(replay(story()), "mine")
+    assert text.startswith(table.render(replay(story())))
+    assert "tasks: Many rows" in text
+    assert (text.count("row 15"), text.count("row 16")) == (1, 0)
+    assert ("method 7" in text, "method 8" in text) == (True, False)
+    assert text.endswith("left out: 44 rows of words; 3 heat maps of map; 1 heat map of tall\nall of it: kvbench report mine\n")
+    monkeypatch.setattr(displayed, "figures", lambda state: {})
+    assert displayed.render_run(replay(story()), "mine") == table.render(replay(story()))
+
+
+def test_without_perplexity_the_main_scores_make_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"arc_easy": 0.625, "gsm8k": 0.4}
+    monkeypatch.setattr(table, "rows", lambda state: [Row("knorm", "done", 1.0, None, "real", headline=scores)])
+    lines = table.render(replay(story())).splitlines()
+    assert [line.split() for line in lines[3:4]] == [["method", "arc_easy", "gsm8k", "audit"]]
+    assert lines[6].split() == ["knorm", "62.5", "40.0", "real"]
 
 
 def test_a_run_that_goes_on_says_how_far_it_is() -> None:

@@ -16,12 +16,14 @@ from kvbench.errors import ExitCode, KvbenchError, UnknownName, UsageError
 
 COMMANDS = {
     "run": "Compare compression methods on a model and a text.",
-    "list": "List methods, evaluators, presets or corpora.",
+    "sweep": "Run methods at every combination of some parameters' values.",
+    "list": "List methods, evaluators and suites, presets or corpora.",
     "compare": "Set one result against another, with tests.",
     "verify": "Check that a method does what it says.",
     "calibrate": "Make beforehand what a method needs of a model.",
     "watch": "Attach to a run, or look at one again.",
-    "show": "Print a run's table.",
+    "show": "Print a run's tables.",
+    "report": "Write all that a run found as text, Markdown or HTML.",
     "new-method": "Write a package for a method of your own.",
 }
 """Command → what it does. Module and function have the command's name, with _ for -."""

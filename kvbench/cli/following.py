@@ -10,6 +10,7 @@ from types import FrameType
 import click
 
 from kvbench.displays.base import Display
+from kvbench.displays.figures import called
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder
 from kvbench.errors import ExitCode
@@ -23,8 +24,7 @@ def talk(text: str) -> None:
 
 def resume_command(folder: RunFolder) -> str:
     """What to type to go on with a run, from this folder."""
-    is_default = folder.path.parent == start.DEFAULT_OUTPUT
-    return f"kvbench run --resume {folder.name if is_default else folder.path}"
+    return f"kvbench run --resume {called(folder)}"
 
 
 def drive(folder: RunFolder, display: Display, *, launch: bool) -> int:

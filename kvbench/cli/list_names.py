@@ -18,7 +18,7 @@ KINDS = ("methods", "evaluators", "presets", "corpora")
 @click.argument("kind", type=click.Choice(KINDS))
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def list_names(kind: str, form: str) -> None:
-    """List what can be named: methods and evaluators with their parameters, presets, corpora."""
+    """List what can be named: methods, evaluators (and suites of them) with their parameters, presets, corpora."""
     readers: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "methods": _methods,
         "evaluators": _evaluators,
@@ -51,13 +51,19 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _evaluators() -> list[dict[str, Any]]:
+    from kvbench.suites import SUITES, TITLES, members
     from kvbench.summary import EVALUATORS
 
     found = [(name, EVALUATORS.load(name)) for name in EVALUATORS.names()]
-    return [
+    suites = [
+        {"name": name, "title": TITLES[name], "family": "suites", "parameters": [], "evaluators": [m.label for m in members(name)]}
+        for name in SUITES
+    ]
+    return suites + [
         {
             "name": name,
             "title": e.title,
+            "family": "evaluators",
             "protocols": list(e.protocols),
             "needs_text": e.needs_text,
             "needs_weights": e.needs_weights,
@@ -95,6 +101,8 @@ def _text(entries: Sequence[dict[str, Any]]) -> str:
         paper = f"  ({entry['paper']})" if entry.get("paper") else ""
         indent = " " * (width + 4)
         lines += textwrap.wrap(f"  {entry['name']:<{width}}  {entry['title']}{paper}", 120, subsequent_indent=indent)
+        if entry.get("evaluators"):
+            lines += textwrap.wrap(",".join(entry["evaluators"]).replace(",", ", "), 120, initial_indent=indent, subsequent_indent=indent)
         for p in entry.get("parameters", ()):
             text = f"{p['name']}={_shown(p['default'])}" + (f"  {p['meaning']}" if p["meaning"] else "")
             lines += textwrap.wrap(text, 120, initial_indent=indent, subsequent_indent=indent + "  ")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbench import presets
+from kvbench import presets, sweeps
 from kvbench.engine.plan import complete
-from kvbench.methods.base import expand
-from kvbench.spec import EvaluatorSpec, RunSpec
+from kvbench.errors import UsageError
+from kvbench.methods.base import CONTROLS, expand
+from kvbench.shape import shape_of
+from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec, split_list
 
 IN_MODEL = ("dtype", "cache_dtype", "device", "random_weights", "revision")
 IN_CORPUS = ("data_dir", "stride")
@@ -30,6 +32,30 @@ def spec_of(flags: Mapping[str, Any]) -> RunSpec:
     methods = expand(kwargs.pop("methods", ["all"]), kwargs.get("budget"), kwargs.get("protocol", "prefill"))
     evaluators = tuple(EvaluatorSpec(e.name, e.params) for e in map(EvaluatorSpec.parse, kwargs.pop("evaluators", [])))
     return complete(RunSpec(**kwargs, methods=methods, evaluators=evaluators))
+
+
+def sweep_of(flags: Mapping[str, Any]) -> RunSpec:
+    """The question of a sweep: as :func:`spec_of`, with its methods from ``method``, ``over`` and ``ablation``.
+
+    Raises:
+        UsageError: no sweep, one that is none, or a flag that stands against it.
+    """
+    given = dict(flags)
+    methods, over, ablation = given.pop("method"), sweeps.parse_axes(given.pop("over")), given.pop("ablation")
+    if ablation is not None and methods:
+        raise UsageError("an ablation names its own methods", hint="--method with --over, or --ablation alone")
+    if "context" in over and given.get("context") is not None:
+        raise UsageError("--context is what --over context sweeps", hint="leave --context out: the longest is the run's")
+    made = sweeps.of_methods([MethodSpec.parse(text) for text in _listed(methods)], over) if ablation is None else None
+    if given.get("methods") is None:
+        given["methods"] = CONTROLS[0]
+    spec = spec_of(given)
+    config = spec.model.config
+    return sweeps.apply(spec, made or sweeps.of_ablation(ablation, over, shape_of(config).head_dim if config else None))
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    return [part for text in texts for part in split_list(text)]
 
 
 def _nested(given: dict[str, Any]) -> dict[str, Any]:

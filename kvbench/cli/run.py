@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +17,18 @@ from kvbench.displays.base import choose
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder, find_run
 from kvbench.errors import ExitCode, UsageError
+from kvbench.spec import RunSpec
 
-DTYPES = click.Choice(["auto", "float16", "bfloat16", "float32", "float64"])
 WITH_RESUME = frozenset({"resume", "display", "output", "output_dir"})
 """Flags that do not change the question."""
 
 
 @click.command()
-@click.option("--preset", metavar="NAME|FILE", help="A named set of values (kvbench list presets) or a .toml file.  [default: smollm2]")
-@click.option("--model", metavar="ID", help="Hub id, local folder or .gguf file, in place of the preset's.")
 @click.option("--methods", metavar="LIST", help="all, or names: snapkv,kivi:bits=2,group=32. Controls are always added.")
-@click.option("--evals", metavar="LIST", help="Evaluators: perplexity,speed:batch=1+8,memory.")
-@click.option("--corpus", metavar="NAME|FILE", help="A named text (kvbench list corpora), .txt or .jsonl.")
-@click.option("--data-dir", type=click.Path(exists=True, file_okay=False), help="A mirror, looked at before the hub.  [env: KVBENCH_DATA]")
-@click.option("--samples", type=int, help="Windows to score.")
-@click.option("--context", type=int, help="Tokens that are prefilled and compressed.")
-@click.option("--continuation", type=int, help="Tokens that are scored after them.")
-@click.option("--stride", type=int, help="Tokens between window starts.  [default: context + continuation]")
-@click.option("--compression-ratio", type=float, help="Fraction removed, for every method that has one: 0.75 is four times smaller.")
-@click.option("--budget", metavar="LIST", help="Bytes that every method is to meet: 4x, 14KiB/token, or several: 2x,4x,8x.")
-@click.option("--protocol", type=click.Choice(["prefill", "streaming"]), help="Compress after the context, or from the first token on.")
-@click.option("--chunk-size", type=int, help="Tokens a step when streaming; 1 is exact.")
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1.")
-@click.option("--dtype", type=DTYPES, help="Number format of weights and activations.")
-@click.option("--cache-dtype", type=DTYPES, help="Number format of the uncompressed cache.")
-@click.option("--batch-size", type=int, help="Windows scored at once.")
-@click.option("--seed", type=int, help="For random weights and random methods.")
-@click.option("--revision", metavar="REV", help="The model's revision on the hub.")
-@click.option("--random-weights", is_flag=True, default=None, help="Build the model from its config alone: speed and memory are real.")
-@click.option("--name", metavar="NAME", help="The run's folder under --output-dir.  [default: time and model]")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the result file there as well.")
-@options.output_dir
-@options.display
-@click.option("--resume", metavar="RUN", help="Go on with a run that was interrupted or killed.")
-@click.option("--dry-run", is_flag=True, help="Print the plan without loading a model.")
+@options.question
+@options.outcome
 @click.pass_context
-def run(
-    ctx: click.Context, /, *, name: str | None, output: Path | None, output_dir: Path, display: str, resume: str | None,
-    dry_run: bool, **flags: Any,
-) -> int:  # fmt: skip
+def run(ctx: click.Context, /, *, dry_run: bool, **flags: Any) -> int:
     """Compare compression methods on one model and one text.
 
     Results go to a folder under --output-dir; the table goes to stdout. Flags go over the preset's values.
@@ -62,15 +36,26 @@ def run(
     \b
     kvbench run
     kvbench run --model Qwen/Qwen2.5-0.5B --corpus wikitext2 --methods snapkv,kivi:bits=2
+    kvbench run --evals extended,tasks:questions=20
     kvbench run --budget 2x,4x,8x
     kvbench run --preset qwen7b --random-weights --evals speed,memory
     kvbench run --resume 2026-11-22_14-03-05_smollm2
     """
+    return carry_out(ctx, flags, spec_of, dry_run=dry_run)
+
+
+def carry_out(ctx: click.Context, flags: dict[str, Any], ask: Callable[[dict[str, Any]], RunSpec], *, dry_run: bool) -> int:
+    """Run, resume or preview what the flags of ``run`` or ``sweep`` ask for; returns the exit code.
+
+    Args:
+        flags: Those of :func:`options.outcome`, which say what becomes of the run, and those that ``ask`` makes the question of.
+    """
+    name, output, output_dir, display, resume = (flags.pop(key) for key in ("name", "output", "output_dir", "display", "resume"))
     _check_output(output)
     if resume is not None:
         _refuse_changes(ctx)
         return _finish(*_resume(find_run(resume, output_dir), display), output)
-    spec = spec_of(flags)
+    spec = ask(flags)
     if dry_run:
         from kvbench.cli.preview import preview
 

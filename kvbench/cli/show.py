@@ -9,7 +9,7 @@ import click
 
 from kvbench import results
 from kvbench.cli import options
-from kvbench.displays.table import render
+from kvbench.displays.figures import called, render_run
 from kvbench.engine.journal import EVENTS, find_run
 from kvbench.errors import ResultError
 from kvbench.state import RunState
@@ -20,23 +20,23 @@ from kvbench.state import RunState
 @options.output_dir
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def show(run: str, output_dir: Path, form: str) -> None:
-    """Print a run's table: what it has so far, if it is not finished.
+    """Print a run's tables: what it has so far, if it is not finished.
 
     RUN is a run's folder, its name under --output-dir, or a result file.
     """
-    state, name = _read(run, output_dir)
+    state, name, called_so = _read(run, output_dir)
     if state.spec is None:
         raise ResultError(f"run '{name}' has not begun: there is nothing to show", hint=f"kvbench run --resume {run}")
-    text = results.dumps(results.build(state, name)).decode() if form == "json" else render(state)
+    text = results.dumps(results.build(state, name)).decode() if form == "json" else render_run(state, called_so)
     sys.stdout.write(text)
 
 
-def _read(run: str, output_dir: Path) -> tuple[RunState, str]:
-    """From the journal where there is one, else from the result file."""
+def _read(run: str, output_dir: Path) -> tuple[RunState, str, str]:
+    """From the journal where there is one, else from the result file; the run's name, and what commands call it."""
     if Path(run).is_file():
         result = results.load(Path(run))
-        return results.to_state(result), result["run"]
+        return results.to_state(result), result["run"], run
     folder = find_run(run, output_dir)
     if (folder.path / EVENTS).exists() or not folder.result.exists():
-        return folder.state(), folder.name
-    return results.to_state(results.load(folder.path)), folder.name
+        return folder.state(), folder.name, called(folder)
+    return results.to_state(results.load(folder.path)), folder.name, called(folder)

@@ -8,7 +8,8 @@ from typing import TextIO
 from kvbench import events as ev
 from kvbench.budgets import written
 from kvbench.displays.base import Outcome
-from kvbench.displays.table import header, render
+from kvbench.displays.figures import called, render_run
+from kvbench.displays.table import header
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
 from kvbench.formats import TIMES, duration, fixed, size
@@ -37,7 +38,7 @@ class Plain:
 
     def report(self, folder: RunFolder, state: RunState) -> None:
         if state.spec is not None and state.methods and (state.records or state.status == "finished"):
-            sys.stdout.write(render(state))
+            sys.stdout.write(render_run(state, called(folder)))
             sys.stdout.flush()
         if folder.result.exists() and state.is_over:
             self._line(f"result: {folder.result}")

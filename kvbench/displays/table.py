@@ -1,173 +1,29 @@
-"""The table at the end of a run: every method's row, and above it what was measured on what."""
+"""What a reader sees at the end of a run: the main table, what it was measured on, and what went wrong."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from kvbench.budgets import is_met
-from kvbench.formats import MIB, NONE, TIMES, duration, fixed, signed, size
-from kvbench.shape import Shape, cache_bytes_per_token
+from kvbench.report.overview import budget_notes, failures, main_table, missing, shortened
+from kvbench.report.overview import header as full_header
+from kvbench.report.text import WIDTH, draw_table
 from kvbench.state import RunState
-from kvbench.summary import Row, evaluators_of, rows
-
-LABEL_WIDTH = 26
-WIDTH = 140
-
-CELL = 6
-"""Characters of a figure beyond which it gives up decimals."""
-ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its heading, and a cell's text or ``None`` where the row has nothing."""
-
-    heading: str
-    cell: Callable[[Row], str | None]
-    align: str = "right"
+from kvbench.summary import Row, rows
 
 
 def render(state: RunState) -> str:
     """Header, table and notes, at most 140 columns wide; columns that nothing filled are left out."""
-    from tabulate import tabulate
-
     found = rows(state)
-    columns = [c for c in _columns(found) if any(c.cell(row) is not None for row in found)]
-    body = [[c.cell(row) or NONE for c in columns] for row in found]
-    table = tabulate(
-        body, headers=[c.heading for c in columns], tablefmt="simple", colalign=[c.align for c in columns], disable_numparse=True
-    )  # fmt: skip
-    parts = ["\n".join(header(state)), table, "\n".join(notes(state, found))]
+    parts = ["\n".join(header(state)), draw_table(main_table(found)), "\n".join(notes(state, found))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _columns(found: Sequence[Row]) -> list[Column]:
-    names = {row.memory_name for row in found if row.memory_name}
-    return [
-        Column("method", lambda r: _wrapped(r.label), "left"),
-        Column("PPL\n± 95 %", _perplexity),
-        Column("ΔPPL %\n[95 % interval]", _delta),
-        Column("KL", lambda r: _text(r.kl, 4)),
-        Column("top-1\n%", lambda r: _text(r.top1, 1, 100)),
-        Column("factor", lambda r: None if r.factor is None else f"{fixed(r.factor, 2)}{TIMES}"),
-        Column("stored\nMiB", lambda r: _text(r.stored_bytes, 2, 1 / MIB)),
-        Column("tokens\n/s", lambda r: _text(r.tokens_per_s, 1)),
-        Column("TTFT\nms", lambda r: _text(r.ttft_s, 1, 1000)),
-        Column(f"{names.pop() if len(names) == 1 else 'memory'}\nMiB", lambda r: _text(r.memory_bytes, 0, 1 / MIB)),
-        Column("audit", _standing, "left"),
-    ]
-
-
-def _wrapped(label: str) -> str:
-    """A long label on several lines, broken after commas."""
-    if len(label) <= LABEL_WIDTH:
-        return label
-    lines = textwrap.wrap(label.replace(",", ", "), LABEL_WIDTH, break_on_hyphens=False, subsequent_indent="  ")
-    return "\n".join(line.replace(", ", ",") for line in lines)
-
-
-def _text(value: float | None, decimals: int, scale: float = 1.0) -> str | None:
-    return None if value is None else fixed(value * scale, decimals)
-
-
-def _perplexity(row: Row) -> str | None:
-    if row.perplexity is None:
-        return None
-    if row.perplexity_low is None or row.perplexity_high is None:
-        return fixed(row.perplexity, 2, CELL)
-    return f"{fixed(row.perplexity, 2, CELL)} ± {fixed((row.perplexity_high - row.perplexity_low) / 2, 2, CELL - 1)}"
-
-
-def _delta(row: Row) -> str | None:
-    if row.delta_pct is None:
-        return None
-    if row.delta_low is None or row.delta_high is None:
-        return signed(row.delta_pct, 2, CELL)
-    return f"{signed(row.delta_pct, 2, CELL)} [{signed(row.delta_low, 2, CELL)}, {signed(row.delta_high, 2, CELL)}]"
-
-
-def _standing(row: Row) -> str | None:
-    """What the audit says of a row that is done; how far any other row is."""
-    if row.status == "failed":
-        return "failed"
-    return row.audit if row.status == "done" else f"{row.audit or row.status} ({row.progress:.0%})"
-
-
 def header(state: RunState) -> list[str]:
-    """Model, text and numbers of the run, two lines; what is not known yet is left out."""
-    spec, model = state.spec, state.model
-    if spec is None:
-        return []
-    dtype = str(model.get("dtype") or spec.model.dtype)
-    cache = str(model.get("cache_dtype") or spec.model.cache_dtype)
-    first = [
-        str(model.get("id") or spec.model.id) + (" (random weights)" if spec.model.random_weights else ""),
-        _heads(state),
-        f"{dtype}, cache {cache}",
-        _per_token(state, cache),
-        str(model.get("device_name") or model.get("device") or ""),
-    ]
-    second = [
-        *(_text_read(state) if any(e.needs_text for e in evaluators_of(spec)) else [f"{spec.protocol}, no text"]),
-        f"{len(state.methods)} methods",
-        duration(state.elapsed),
-    ]
-    return [_shortened(" · ".join(filter(None, line))) for line in (first, second)]
-
-
-def _text_read(state: RunState) -> list[str]:
-    spec = state.spec
-    if spec is None:
-        return []
-    return [
-        str(state.corpus.get("name") or spec.corpus.name),
-        f"{spec.protocol}, {spec.context} + {spec.continuation} tokens",
-        f"{spec.samples} samples" + (f" in batches of {spec.batch_size}" if spec.batch_size > 1 else ""),
-    ]
-
-
-def _heads(state: RunState) -> str:
-    m = state.model
-    if not {"layers", "heads", "kv_heads", "head_dim"} <= m.keys():
-        return ""
-    return f"{m['layers']} layers, {m['heads']} heads, {m['kv_heads']} KV heads {TIMES} {m['head_dim']}"
-
-
-def _per_token(state: RunState, cache_dtype: str) -> str:
-    """The baseline's bytes for one token, all layers."""
-    m, itemsize = state.model, ITEM_SIZES.get(cache_dtype)
-    if itemsize is None or not {"layers", "kv_heads", "head_dim"} <= m.keys():
-        return ""
-    shape = Shape(m["layers"], m.get("heads", 0), m["kv_heads"], m["head_dim"], 0, 0, 0)
-    return f"baseline {size(cache_bytes_per_token(shape, itemsize))} a token"
-
-
-def _budget_notes(found: Sequence[Row]) -> list[str]:
-    """What was turned to meet the budgets, a line for each method, and whose measured bytes then miss them."""
-    turned: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for row in found:
-        if row.target_bytes is None or row.status == "failed":
-            continue
-        method, _, budget = row.label.rpartition("@")
-        turned.setdefault(method, []).append(f"{budget} {row.settings or 'as it is'}")
-        if row.stored_bytes is not None and not is_met(row.stored_bytes, row.target_bytes):
-            share = row.stored_bytes / row.target_bytes
-            lines.append(f"{row.label} stores {share:.0%} of its budget over all samples: its size depends on the text")
-    return [_shortened(f"{method}: {' · '.join(settings)}") for method, settings in turned.items()] + lines
-
-
-def _shortened(line: str) -> str:
-    return textwrap.shorten(line, WIDTH, placeholder=" …")
+    """Model, text and numbers of the run, two lines."""
+    return [shortened(line, WIDTH) for line in full_header(state)]
 
 
 def notes(state: RunState, found: Sequence[Row]) -> list[str]:
-    """What failed, and what is missing."""
-    lines = [_shortened(f"{row.label} failed: {row.error}") for row in found if row.status == "failed"]
-    lines += _budget_notes(found)
-    lines += [f"{unit} is missing: {reason}" for unit, reason in state.lost.items()]
-    if not state.is_over:
-        lines.append(f"{len(state.done)} of {len(state.units)} units are done")
-    return lines
+    """What failed, what budgets came to, and what is missing."""
+    lines = [*failures(state, found), *budget_notes(found)]
+    return [shortened(line, WIDTH) for line in lines] + missing(state)

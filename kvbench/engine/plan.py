@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvbench import suites
 from kvbench.errors import CorpusError, UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator
 from kvbench.shape import check_supported, shape_of
@@ -35,7 +36,7 @@ class Plan:
 
 
 def complete(spec: RunSpec) -> RunSpec:
-    """The specification with its controls: ``baseline`` above and ``random`` below, every method if none is named.
+    """The specification with its controls: ``baseline`` above and ``random`` below, every method if none is named, suites expanded.
 
     Raises:
         UsageError: a name or value that no run can have.
@@ -43,7 +44,7 @@ def complete(spec: RunSpec) -> RunSpec:
     from kvbench.methods.base import expand
 
     methods = expand([m.label for m in spec.methods] or ["all"], spec.budget, spec.protocol)
-    evaluators = spec.evaluators or (EvaluatorSpec("perplexity"), EvaluatorSpec("speed"), EvaluatorSpec("memory"))
+    evaluators = suites.expand(spec.evaluators or [EvaluatorSpec(suites.DEFAULT)])
     return spec.with_changes(methods=methods, evaluators=evaluators).validate()
 
 

@@ -152,11 +152,12 @@ class _Bench:
     def together(self) -> Check:
         """Three continuations of one prompt and one of a shorter one, in one forward, against each alone."""
         runner, split = self.runner(), self.sizes.context
-        fresh = self.tokens[:, split : split + 40].reshape(4, 20)
+        each = min(20, self.sizes.continuation // 2)
+        fresh = self.tokens[:, split : split + 2 * each].reshape(4, each)
         prompts = [runner.prefill(tokens, self.method.needs) for tokens in (self.tokens[:1, :split], self.tokens[1:, 5:split])]
         caches = [runner.compress(self.method, prompt) for prompt in prompts]
         caches[0].repeat(3)
-        joint = torch.cat([runner.together(part, caches, [3, 1]) for part in (fresh[:, :13], fresh[:, 13:])], 1)
+        joint = torch.cat([runner.together(part, caches, [3, 1]) for part in torch.split(fresh, each // 2 + 1, 1)], 1)
         alone = [runner.stepwise(fresh[row : row + 1], runner.compress(self.method, prompts[row == 3])) for row in range(4)]
         return self.check("together = each alone", joint, torch.cat(alone), "rows of one forward, two caches")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext
+from kvbench.errors import UsageError
+from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
+from kvbench.evaluators.points import parse_list
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 from kvbench.stats import ece, histogram_from_json, mean_interval, merge, paired_interval, quantile
@@ -26,33 +28,63 @@ PERCENTILES = {"kl_p50": 0.5, "kl_p90": 0.9, "kl_p99": 0.99, "kl_p999": 0.999}
 
 @dataclass(frozen=True)
 class Perplexity(Evaluator):
-    """Scores every method on the same tokens, sample by sample, from one prefill."""
+    """Scores every method on the same tokens, sample by sample, from one prefill.
+
+    With several prompt lengths each prompt is the last tokens before the same continuation, so that all lengths are scored
+    on the same tokens. The row's figures are those at the run's context, else at the longest.
+    """
 
     name: ClassVar[str] = "perplexity"
     title: ClassVar[str] = "NLL, perplexity, KL to the baseline, top-1 agreement, ECE on the continuation"
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
+    context: str = param("", "prompt lengths up to the run's --context, tokens, as 512+1024; empty is the run's")
+
+    def __post_init__(self) -> None:
+        if self.context:
+            parse_list("context", self.context)
+
+    def check(self, spec: RunSpec) -> None:
+        """Refuse prompts that are longer than the run's windows, and lengths given twice."""
+        lengths = self._lengths(spec)
+        if max(lengths) > spec.context:
+            raise UsageError(
+                f"evaluator 'perplexity': context={max(lengths)} is beyond the run's --context {spec.context}, which windows are cut for",
+                hint=f"--context {max(lengths)}",
+            )
+        if len(set(lengths)) < len(lengths):
+            raise UsageError(f"evaluator 'perplexity': context={self.context} names a length twice", hint="name each once")
+
+    def _lengths(self, spec: RunSpec) -> list[int]:
+        return parse_list("context", self.context) if self.context else [spec.context]
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
-        batches = spec.samples // spec.batch_size
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(batches)]
+        """One a batch of windows and prompt length, lengths innermost."""
+        count = spec.samples // spec.batch_size * len(self._lengths(spec))
+        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(count)]
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Prefill once, run each method's continuation, then score all of them slab by slab."""
-        _Sample(unit, session, context).run()
+        lengths = self._lengths(session.spec)
+        batch, at = divmod(unit.index, len(lengths))
+        _Sample(unit, session, context, batch, lengths[at]).run()
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
-        reference = records.get(baseline, {}) if baseline else {}
-        return {label: _summary(of, reference, label == baseline) for label, of in records.items() if of}
+        by_point = {label: _by_point(of) for label, of in records.items() if of}
+        reference = by_point.get(baseline or "", {})
+        return {label: _over_points(points, reference, label == baseline) for label, points in by_point.items()}
 
 
 class _Sample:
-    """One batch of windows through every method."""
+    """One batch of windows through every method, its prompts ``length`` tokens long."""
 
-    def __init__(self, unit: Unit, session: Session, context: UnitContext) -> None:
-        self.unit, self.session, self.context = unit, session, context
-        self.tokens = session.batch(unit.index)
-        self.split = session.spec.context
+    def __init__(self, unit: Unit, session: Session, context: UnitContext, batch: int, length: int) -> None:
+        self.unit, self.session, self.context, self.batch, self.split = unit, session, context, batch, length
+        self.point = "" if length == session.spec.context else f"context={length}"
+        self.tokens = session.batch(batch)[:, session.spec.context - length :]
+        self.runner = session.runner
+        if self.point:  # what streams holds its budget of this length, not of the run's
+            self.runner = replace(self.runner, options=replace(self.runner.options, context=length))
         self.targets = self.tokens[:, self.split :]
         self.hidden: dict[str, Tensor] = {}
         self.facts: dict[str, dict[str, Any]] = {}
@@ -71,10 +103,10 @@ class _Sample:
             self.hidden = {BASELINE: self.hidden[BASELINE]}
 
     def _prefill(self) -> None:
-        self.prompt = self.session.runner.prefill(self.tokens[:, : self.split], self.session.needs(self.unit.methods))
+        self.prompt = self.runner.prefill(self.tokens[:, : self.split], self.session.needs(self.unit.methods))
 
     def _continue(self, label: str) -> None:
-        runner, method = self.session.runner, self.session.methods[label]
+        runner, method = self.runner, self.session.methods[label]
         started = time.perf_counter()
         if self.prompt is None:
             cache = runner.cache(method)
@@ -91,7 +123,7 @@ class _Sample:
     def _start_bytes(self, cache: KVCache) -> dict[str, Any]:
         """Bytes where the method has compressed, for one sequence: after the prompt, or at the end of a stream."""
         ledger, rows, seen = cache.ledger(), len(self.tokens), int(cache.get_seq_length())
-        geometry = self.session.runner.geometry
+        geometry = self.runner.geometry
         return {
             "stored_bytes": ledger.stored / rows,
             "allocated_bytes": ledger.allocated / rows,
@@ -111,7 +143,7 @@ class _Sample:
     def _score(self, labels: list[str]) -> None:
         from kvbench.engine.scoring import score
 
-        scores = score(self.session.runner, {label: self.hidden[label] for label in labels}, self.targets, BASELINE)
+        scores = score(self.runner, {label: self.hidden[label] for label in labels}, self.targets, BASELINE)
         for label in labels:
             self.context.guard(label, partial(self._record, label, scores[label]))
 
@@ -121,7 +153,28 @@ class _Sample:
         for row in range(rows):
             data = {**scores.record(row), "tokens_read_compressed": reading, **self.facts[label]}
             data["seconds"] /= rows
-            self.context.record(label, str(self.unit.index * rows + row), data)
+            key = str(self.batch * rows + row)
+            self.context.record(label, f"{self.point}/{key}" if self.point else key, data)
+
+
+def _by_point(records: MethodRecords) -> dict[str, dict[str, Any]]:
+    """Point → sample → data; the run's own context, whose keys name no point, comes first, then longer before shorter."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, data in records.items():
+        point, _, sample = key.rpartition("/")
+        found.setdefault(point, {})[sample] = data
+    return {point: found[point] for point in sorted(found, key=_place)}
+
+
+def _place(point: str) -> tuple[bool, int]:
+    return bool(point), -int(point.rpartition("=")[2] or 0)
+
+
+def _over_points(points: Mapping[str, MethodRecords], reference: Mapping[str, MethodRecords], is_baseline: bool) -> Summary:
+    """The first point's flat fields, and what was measured at all."""
+    each = {point: _summary(of, reference.get(point, {}), is_baseline) for point, of in points.items()}
+    first = next(iter(each.values()))
+    return Summary(first.fields, [replace(m, point=point) for point, found in each.items() for m in found.measured])
 
 
 def _summary(records: MethodRecords, reference: MethodRecords, is_baseline: bool) -> Summary:
@@ -137,7 +190,7 @@ def _summary(records: MethodRecords, reference: MethodRecords, is_baseline: bool
         "perplexity": _exp(total["nll"] / total["tokens"]),
         "perplexity_low": _exp(spread.low),
         "perplexity_high": _exp(spread.high),
-        **_against(records, reference, keys),
+        **({} if is_baseline else _against(records, reference, keys)),
         **_bytes(records, keys),
     }
     if not is_baseline:
@@ -153,7 +206,7 @@ def _exp(value: float | None) -> float | None:
 def _against(records: MethodRecords, reference: MethodRecords, keys: Sequence[str]) -> dict[str, Any]:
     """Change of perplexity on the samples that both have, with its paired interval."""
     both = [k for k in keys if k in reference]
-    if not both or records is reference:
+    if not both:
         return {}
     own, base = ([r[k]["nll"] / r[k]["tokens"] for k in both] for r in (records, reference))
     change = paired_interval(base, own)

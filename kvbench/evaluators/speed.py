@@ -66,7 +66,8 @@ class Speed(Evaluator):
             stopwatch.measure(needs, labels, key, is_warmup=repeat < self.warmup)
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
-        return {label: _summary(of) for label, of in records.items()}
+        first = Point(parse_list("batch", self.batch)[0], parse_list("context", self.context)[0]) if self.context else None
+        return {label: _summary(of, str(first)) for label, of in records.items()}
 
 
 def _by_statistics(session: Session, labels: Sequence[str]) -> dict[Needs, list[str]]:
@@ -138,7 +139,8 @@ class _Stopwatch:
         return timed(self.device, lambda: walk(self.steps, hidden))[1]
 
 
-def _summary(records: MethodRecords) -> Summary:
+def _summary(records: MethodRecords, asked_first: str) -> Summary:
+    """Every point's figures; the flat fields are those of the point asked for first, where several lengths are."""
     by_point: dict[str, list[Mapping[str, Any]]] = {}
     for key in sorted(records):
         if not records[key]["warmup"]:
@@ -146,7 +148,7 @@ def _summary(records: MethodRecords) -> Summary:
     if not by_point:
         return Summary()
     table = {point: _figures(repeats) for point, repeats in by_point.items()}
-    first = next(iter(table.values()))
+    first = table.get(asked_first) or next(iter(table.values()))
     flat = {name: median(list(values.values())) for name, (values, _, _) in first.items()}
     measured = [
         Measured(name, median(list(values.values())), unit, "noisy", better, point, samples=values)

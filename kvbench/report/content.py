@@ -1,0 +1,154 @@
+"""What a report says, in its order, before any format: facts, then sections of tables, heat maps and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvbench import results
+from kvbench.figures import Figure, Table
+from kvbench.formats import NONE, fixed
+from kvbench.report.facts import facts_of
+from kvbench.report.overview import budget_notes, failures, main_table, missing
+from kvbench.report.question import command_of
+from kvbench.state import RunState
+from kvbench.summary import Row, evaluators_of, figures, rows
+
+MORE = (
+    ("NLL", "avg_nll", 4), ("PPL low", "perplexity_low", 2), ("PPL high", "perplexity_high", 2), ("KL p50", "kl_p50", 4),
+    ("KL p90", "kl_p90", 4), ("KL p99", "kl_p99", 4), ("KL max", "kl_max", 3), ("ECE", "ece", 4),
+    ("tokens", "total_tokens", 0), ("read compressed", "tokens_read_compressed", 0), ("factor at end", "compression_factor_end", 2),
+)  # fmt: skip
+"""Heading, field and decimals of what the main table has no room for."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method in the plane of size and quality: baseline bytes over stored bytes, and KL to the baseline in nats."""
+
+    label: str
+    factor: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, lines of words, and figures under it; ``lines`` are facts, ``code`` is to be typed."""
+
+    title: str
+    figures: Sequence[Figure] = ()
+    lines: Sequence[str] = ()
+    code: str = ""
+    points: Sequence[Point] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run's report.
+
+    Attributes:
+        title: The run's name. warning: What a reader must know first, empty if nothing. facts: Name and value.
+    """
+
+    title: str
+    warning: str
+    facts: Sequence[tuple[str, str]]
+    sections: Sequence[Section]
+
+
+def build(result: Mapping[str, Any]) -> Report:
+    """The report of a loaded result (:func:`kvbench.results.load`)."""
+    state = results.to_state(result)
+    found = rows(state)
+    sections = [
+        Section("Methods", [main_table(found), *_more(result)], budget_notes(found), points=_points(found)),
+        *_evaluators(state),
+        Section("Published figures", _published(result)),
+        Section("Audit", _audit(result)),
+        Section("Failures", lines=failures(state, found)),
+        Section("Left out", lines=[*missing(state), *_left_out(state)]),
+        Section("Data", lines=[line for name, facts in state.prepared.items() for line in _flat(name, facts)]),
+        Section("The run's command", code=command_of(state.spec) if state.spec else ""),
+    ]
+    warning = "" if result["complete"] else "This run is not complete: figures rest on what it has so far."
+    return Report(str(result["run"]), warning, facts_of(state), [s for s in sections if s.figures or s.lines or s.code])
+
+
+def _more(result: Mapping[str, Any]) -> list[Table]:
+    """What was scored beside the main figures, where perplexity was."""
+    shown = [(heading, key, decimals) for heading, key, decimals in MORE if any(row.get(key) is not None for row in result["results"])]
+    if not shown:
+        return []
+    body = [[row["method"], *(_number(row.get(key), decimals) for _, key, decimals in shown)] for row in result["results"]]
+    notes = ["NLL and KL in nats per token; KL percentiles over all scored tokens; low and high are 95 % over samples."]
+    return [Table("more", "Likelihood in detail", ["method", *(heading for heading, _, _ in shown)], body, notes=notes)]
+
+
+def _number(value: Any, decimals: int) -> str:
+    return NONE if value is None else f"{value:,}" if isinstance(value, int) else fixed(value, decimals)
+
+
+def _points(found: Sequence[Row]) -> list[Point]:
+    return [
+        Point(row.label, row.factor, row.kl)
+        for row in found
+        if row.status != "failed" and row.audit not in ("no-op", "masked") and row.factor and row.kl is not None and row.kl > 0
+    ]
+
+
+def _evaluators(state: RunState) -> list[Section]:
+    """One section an evaluator that shows figures, in the run's order, the sweep first."""
+    titles = {e.name: f"{e.name}: {e.title}" for e in evaluators_of(state.spec)} if state.spec else {}
+    return [Section(titles.get(name, "Sweep"), shown) for name, shown in figures(state).items()]
+
+
+def _published(result: Mapping[str, Any]) -> list[Figure]:
+    from kvbench.published.beside import table
+
+    found = table(result)
+    return [found] if found.rows else []
+
+
+def _audit(result: Mapping[str, Any]) -> list[Figure]:
+    """Every check of every method, with what a check that did not pass found."""
+    rows = [row for row in result["results"] if row.get("audit_checks")]
+    names = list(dict.fromkeys(name for row in rows for name in row["audit_checks"]))
+    if not names:
+        return []
+    body = [[row["method"], str(row["audit"]), *(_passed(row["audit_checks"].get(name)) for name in names)] for row in rows]
+    notes = [
+        f"{row['method']}, {name}: {check.get('detail') or 'no detail'}"
+        for row in rows
+        for name, check in row["audit_checks"].items()
+        if not check.get("passed") and row["audit"] != "reference"
+    ]
+    title = "Are the bytes really fewer, and are they what attention reads?"
+    return [Table("audit", title, ["method", "label", *names], body, left=2 + len(names), notes=notes)]
+
+
+def _passed(check: Mapping[str, Any] | None) -> str:
+    return NONE if check is None else "yes" if check.get("passed") else "no"
+
+
+def _left_out(state: RunState) -> list[str]:
+    """What evaluators said that they did without."""
+    return [
+        line
+        for name, facts in state.prepared.items()
+        for line in _flat(name, facts)
+        if any(word in line.partition(": ")[0] for word in ("skip", "left_out", "missing")) and not line.endswith((": 0", ": false"))
+    ]
+
+
+def _flat(name: str, value: Any) -> list[str]:
+    """Nested plain data as lines ``tasks.gsm8k.source: …``; what is empty says nothing."""
+    if isinstance(value, Mapping):
+        return [line for key, inner in value.items() for line in _flat(f"{name}.{key}", inner)]
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, Mapping | list) for item in value):
+            return [line for i, item in enumerate(value) for line in _flat(f"{name}[{i}]", item)]
+        value = ", ".join(map(str, value))
+    if value in (None, ""):
+        return []
+    return [f"{name}: {str(value).lower() if isinstance(value, bool) else value}"]
