@@ -22,7 +22,7 @@ from kvbench.tui.commands import commands
 from kvbench.tui.feed import LapseFeed
 from kvbench.tui.header import Header
 from kvbench.tui.panels import DetailsPanel, LogPanel, PlotPanel
-from kvbench.tui.plots import PLOTS, Scene
+from kvbench.tui.plots import PLOTS, Scene, opening
 from kvbench.tui.reading import Reading
 from kvbench.tui.screens import ConfirmCancel, Help
 from kvbench.tui.svg import tidy
@@ -55,7 +55,7 @@ class Dashboard(App[Outcome]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (COMPACT[0], "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (COMPACT[1], "-medium"), (44, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        *(Binding(str(n), f"plot('{name}')", title, show=False) for n, (name, (title, _)) in enumerate(PLOTS.items(), start=1)),
+        *(Binding(str(n), f"plot('{name}')", plot.title, show=False) for n, (name, plot) in enumerate(PLOTS.items(), start=1)),
         Binding("tab", "next_plot", "plot", priority=True),
         Binding("shift+tab", "next_plot(-1)", "previous plot", show=False, priority=True),
         Binding("s", "sort", "sort"),
@@ -64,6 +64,13 @@ class Dashboard(App[Outcome]):
         Binding("l", "log", "log"),
         Binding("z", "zoom", "zoom", show=False),
         Binding("x", "axis", "x axis", show=False),
+        Binding("right_square_bracket", "figure", "next figure", show=False),
+        Binding("left_square_bracket", "figure(-1)", "previous figure", show=False),
+        Binding("b", "baseline", "baseline's heat map", show=False),
+        Binding("right", "scroll_figure(0, 1)", "columns right", show=False),
+        Binding("left", "scroll_figure(0, -1)", "columns left", show=False),
+        Binding("J,shift+down", "scroll_figure(1, 0)", "page down", show=False),
+        Binding("K,shift+up", "scroll_figure(-1, 0)", "page up", show=False),
         Binding("t", "next_theme", "theme"),
         Binding("p", "replay", "replay", show=False),
         Binding("question_mark", "help", "help", key_display="?"),
@@ -134,7 +141,7 @@ class Dashboard(App[Outcome]):
         if self._lapse is not None and self._lapse.at_end:
             self._end_replay()
         self._check_owner()
-        if self._stale and self._is_rested:
+        if (self._stale or self._reading.has_late_figures) and self._is_rested:
             self._draw()
         elif self._live and int(self._clock()) != self._second and not self._reading.is_still:
             self._second = int(self._clock())
@@ -159,17 +166,21 @@ class Dashboard(App[Outcome]):
 
     def _draw(self) -> None:
         self._drawn_at, self._drawn_cpu = time.monotonic(), time.process_time()
+        spec = self._reading.state.spec
+        if spec is not None:
+            self._plot.suggest(opening(self._reading.state))
         scene = self._scene()
         self._header.show(self._reading, self._palette)
-        table = self._table
-        table.show(scene.rows, self._palette, scene.colours)
+        self._table.show(scene.rows, self._palette, scene.colours, frozenset(e.name for e in spec.evaluators) if spec else None)
         self._draw_panels(scene if scene.selected else self._scene())
         self._stale = False
 
     def _scene(self) -> Scene:
         state = self._reading.state
         colours = method_colours(state.methods, dark=self._palette.dark)
-        return Scene(state, self._reading.rows(), self._palette, colours, self._table.selected, self._by_factor)
+        rows, figures = self._reading.rows(), self._reading.figures() if self._plot.needs_figures else {}
+        problem = self._reading.figures_problem
+        return Scene(state, rows, self._palette, colours, self._table.selected, self._by_factor, figures, problem)
 
     def _draw_panels(self, scene: Scene | None = None) -> None:
         """Draw the panels that can be seen."""
@@ -250,6 +261,15 @@ class Dashboard(App[Outcome]):
     def action_axis(self) -> None:
         self._by_factor = not self._by_factor
         self.action_plot("pareto")
+
+    def action_figure(self, by: int = 1) -> None:
+        self._plot.next_figure(by)
+
+    def action_baseline(self) -> None:
+        self._plot.toggle_baseline()
+
+    def action_scroll_figure(self, down: int, across: int) -> None:
+        self._plot.scroll(down, across)
 
     def action_next_theme(self) -> None:
         names = [theme.name for theme in THEMES]

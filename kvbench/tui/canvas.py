@@ -5,6 +5,7 @@ Text stands before dots. Where two lines cross one cell, the later one gives its
 
 from __future__ import annotations
 
+from rich.cells import get_character_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
@@ -12,6 +13,8 @@ from textual.strip import Strip
 _BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 _BRAILLE = 0x2800
 LEVELS = " ▁▂▃▄▅▆▇█"
+_COVERED = "\0"
+"""The right half of a character that is two cells wide."""
 
 
 class Canvas:
@@ -27,10 +30,35 @@ class Canvas:
         """Write left to right from a cell; what falls outside is cut."""
         if not 0 <= y < self.height:
             return
+        if not text.isascii():
+            self._wide(x, y, text, style)
+            return
         for offset, character in enumerate(text):
-            if 0 <= x + offset < self.width:
-                self._text[y][x + offset] = character
-                self._style[y][x + offset] = style
+            self._put(x + offset, y, character, style)
+
+    def _wide(self, x: int, y: int, text: str, style: Style | None) -> None:
+        """Text whose characters may take no cell of their own, or two."""
+        for character in text:
+            size = get_character_cell_size(character)
+            if size == 0:
+                self._combine(x - 1, y, character)
+            elif size == 2 and 0 <= x < self.width - 1:
+                self._put(x, y, character, style)
+                self._put(x + 1, y, _COVERED, style)
+            elif size:
+                self._put(x, y, character if size == 1 else " ", style)
+            x += size
+
+    def _combine(self, x: int, y: int, accent: str) -> None:
+        """Add an accent to the character that ends in this cell, if one does."""
+        x -= 1 if 0 < x < self.width and self._text[y][x] == _COVERED else 0
+        if 0 <= x < self.width and self._text[y][x]:
+            self._text[y][x] += accent
+
+    def _put(self, x: int, y: int, character: str, style: Style | None) -> None:
+        if 0 <= x < self.width:
+            self._text[y][x] = character
+            self._style[y][x] = style
 
     def right(self, x: int, y: int, text: str, style: Style | None = None) -> None:
         """Write so that the text ends before cell ``x``."""
@@ -70,7 +98,8 @@ class Canvas:
                 segments.append(Segment(run, current))
                 run = ""
             current = style
-            run += character or (chr(_BRAILLE + dots) if dots else " ")
+            if character != _COVERED:
+                run += character or (chr(_BRAILLE + dots) if dots else " ")
         if run:
             segments.append(Segment(run, current))
         return Strip(segments, self.width)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kvbench.formats import MIB, NONE, TIMES, fixed, signed
+from kvbench.formats import MIB, NONE, TIMES, fixed, shorten, signed
 from kvbench.summary import Row
 from kvbench.tui.facts import is_ranked
 
@@ -17,6 +17,15 @@ WIDE = 100.0
 """Half of an interval that says no more than that there are too few samples."""
 METHOD_WIDTH = (14, 24)
 PROGRESS_WIDTH = (5, 22)
+_SOURCES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("perplexity", "delta", "kl", "top1"), ("perplexity",)),
+    **dict.fromkeys(("factor", "stored"), ("perplexity", "memory")),
+    **dict.fromkeys(("speed", "ttft"), ("speed",)),
+    "memory": ("memory",),
+}
+"""Column → the evaluators that always fill it; others may."""
+HEADLINE_WIDTH = 14
+"""Cells of a headline's name at most."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,11 @@ class Column:
     best: Best | None = None
     meaning: str = ""
     beside: bool = False
+
+    @property
+    def subject(self) -> str:
+        """The column that it belongs to: itself, or the one that it qualifies."""
+        return self.key.removesuffix("_ci")
 
 
 def _memory_title(rows: Sequence[Row]) -> str:
@@ -82,6 +96,18 @@ def _over(value: float | None, divisor: float) -> float | None:
     return None if value is None else value / divisor
 
 
+def _headlines(rows: Sequence[Row]) -> list[Column]:
+    """One column a main score, in the order in which the evaluators of the run have it."""
+    names = dict.fromkeys(name for row in rows for name in row.headline)
+    return [_headline(name) for name in names]
+
+
+def _headline(name: str) -> Column:
+    title = f"{shorten(name, HEADLINE_WIDTH)} %"
+    meaning = f"main score of {name}, higher is better"
+    return _column(f"headline:{name}", title, max(6, len(title)), 3, lambda r: _over(r.headline.get(name), 0.01), 1, meaning, "highest")
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
     """All columns, left to right."""
     return [
@@ -91,6 +117,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _interval("delta", 10, lambda r: (r.delta_low, r.delta_high)),
         _column("kl", "KL", 6, 4, lambda r: r.kl, 4, "mean KL divergence to the baseline, nats per token", "lowest"),
         _column("top1", "top1 %", 6, 6, lambda r: _over(r.top1, 0.01), 1, "tokens that keep the baseline's first choice", "highest"),
+        *_headlines(rows),
         _column("factor", "factor", 6, 2, lambda r: r.factor, 2, "baseline bytes ÷ stored bytes: 4 is 4 times smaller", "highest", TIMES),
         _column("stored", "KV MiB", 6, 5, lambda r: _over(r.stored_bytes, MIB), 2, "bytes stored to answer the next query", "lowest"),
         _column("memory", _memory_title(rows), 7, 9, lambda r: _over(r.memory_bytes, MIB), 0, "GPU (NVML) or worker (RSS) at its peak"),
@@ -98,6 +125,15 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _column("ttft", "TTFT ms", 7, 8, lambda r: _over(r.ttft_s, 0.001), 1, "time to first token: prefill and compression", "lowest"),
         Column("audit", "audit", 9, 11, lambda _: None, lambda r: r.audit or NONE, meaning="what the bytes that attention reads really do"),
     ]  # fmt: skip
+
+
+def columns_of(rows: Sequence[Row], evaluators: Collection[str] | None) -> list[Column]:
+    """The columns that a run with these evaluators fills, or has filled; ``None`` is "not known yet"."""
+    every = columns(rows)
+    if evaluators is None:
+        return every
+    filled = {c.key for c in every if any(c.value(row) is not None for row in rows)}
+    return [c for c in every if c.subject in filled or c.subject not in _SOURCES or set(_SOURCES[c.subject]) & set(evaluators)]
 
 
 @dataclass(frozen=True)
@@ -109,16 +145,16 @@ class Plan:
     progress: int
 
 
-def plan(rows: Sequence[Row], width: int) -> Plan:
+def plan(rows: Sequence[Row], width: int, evaluators: Collection[str] | None = None) -> Plan:
     """Choose columns by rank, then give what is left to the method's name and the progress bar."""
-    every = columns(rows)
+    every = columns_of(rows, evaluators)
     longest = max([len(r.label) for r in rows], default=METHOD_WIDTH[0]) + 1
     method = max(METHOD_WIDTH[0], min(METHOD_WIDTH[1] if width >= 110 else 19, longest))
     room = width - 3 - method - GAP - PROGRESS_WIDTH[0] - 1
     chosen: set[str] = set()
     for column in sorted(every, key=lambda c: c.rank):
         need = column.width + (1 if column.beside else GAP)
-        if need <= room and (not column.beside or column.key.removesuffix("_ci") in chosen):
+        if need <= room and (not column.beside or column.subject in chosen):
             chosen.add(column.key)
             room -= need
     progress = min(PROGRESS_WIDTH[1], PROGRESS_WIDTH[0] + room)

@@ -80,6 +80,7 @@ def _figures(row: Row, palette: Palette, width: int) -> Text | None:
         ("TTFT", f"{fixed((row.ttft_s or 0) * 1000, 1)} ms", "", row.ttft_s),
         (row.memory_name or "memory", size(row.memory_bytes), "peak", row.memory_bytes),
     ]
+    pairs += [(name, f"{fixed(value * 100, 1)} %", "main score", value) for name, value in row.headline.items()]
     if row.target_bytes and row.stored_bytes:
         pairs.append(("budget", size(row.target_bytes), f"asked, {row.stored_bytes / row.target_bytes:.1%} of it stored", row.target_bytes))
     text = Text()

@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from kvbench.evaluators.base import BASELINE
+from kvbench.errors import KvbenchError
+from kvbench.evaluators.base import BASELINE, Evaluator
 from kvbench.formats import MIB, size
 from kvbench.methods.base import CONTROLS
 from kvbench.state import RunState
@@ -50,6 +52,15 @@ def device(state: RunState) -> str:
     return "" if found == "auto" else found
 
 
+def known_evaluators(state: RunState) -> list[Evaluator]:
+    """The run's evaluators, without those whose plug-in this machine lacks."""
+    spec, found = state.spec, list[Evaluator]()
+    for asked in spec.evaluators if spec else ():
+        with suppress(KvbenchError):
+            found += evaluators_of(replace(spec, evaluators=(asked,))) if spec else []
+    return found
+
+
 def subject(state: RunState) -> list[str]:
     """What is measured on what, most telling first."""
     spec = state.spec
@@ -58,7 +69,7 @@ def subject(state: RunState) -> list[str]:
     per_token = kib_per_token(state)
     corpus = str(state.corpus.get("name") or spec.corpus.name)
     scored = [corpus, spec.protocol, f"C {spec.context} + S {spec.continuation}", f"{spec.samples} samples"]
-    reads_text = any(evaluator.needs_text for evaluator in evaluators_of(spec))
+    reads_text = any(evaluator.needs_text for evaluator in known_evaluators(state))
     facts = [
         model_name(state), *(scored if reads_text else [spec.protocol]), dtype(state), device(state),
         f"baseline {per_token:.1f} KiB/token" if per_token else "",
@@ -130,7 +141,9 @@ def running_perplexity(state: RunState) -> dict[str, list[tuple[int, float]]]:
     """Method → (samples so far, perplexity over them), in the order of the samples."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for label in state.methods:
-        records = state.records.get(QUALITY, {}).get(label, {})
+        found = state.records.get(QUALITY, {}).get(label, {})
+        first = min((key.rpartition("/")[0] for key in found), default="")  # the run's own context, whose keys name none, before others
+        records = {key.rpartition("/")[2]: data for key, data in found.items() if key.rpartition("/")[0] == first}
         scored = [r for _, r in sorted(records.items(), key=lambda item: _order(item[0])) if r.get("tokens") and r.get("nll") is not None]
         tokens = list(itertools.accumulate(float(r["tokens"]) for r in scored))
         nll = list(itertools.accumulate(float(r["nll"]) for r in scored))

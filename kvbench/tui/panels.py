@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.style import Style
@@ -18,7 +19,8 @@ from kvbench.formats import duration
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.details import details
 from kvbench.tui.lines import Lines
-from kvbench.tui.plots import PLOTS, Scene
+from kvbench.tui.plots import PLOTS, Scene, View
+from kvbench.tui.plots.chosen import beside
 
 LOG_SHOWN = 200
 
@@ -30,37 +32,96 @@ class PlotPanel(Widget):
         super().__init__(id=id)
         self.plot = "pareto"
         self._scene: Scene | None = None
+        self._views: dict[str, View] = {}
+        self._is_chosen = False
         self._lines = Lines(self)
 
     def on_mount(self) -> None:
         self._entitle()
 
+    @property
+    def needs_figures(self) -> bool:
+        """Whether the plot draws evaluators' figures, so that they are worth computing."""
+        return self.display and PLOTS[self.plot].figure is not None
+
     def choose(self, plot: str) -> None:
-        self.plot = plot
+        """Change to another plot; the scene that is shown next may hold what this one lacks."""
+        self.plot, self._scene, self._is_chosen = plot, None, True
         self._entitle()
-        self._draw()
+
+    def suggest(self, plot: str) -> None:
+        """Change to another plot, unless one was chosen."""
+        if not self._is_chosen:
+            self.choose(plot)
 
     def show(self, scene: Scene) -> None:
+        scene = self._viewed(scene)
         before, self._scene = self._scene, scene
         if before is None or _shown(before, self.plot) != _shown(scene, self.plot) or before.palette is not scene.palette:
             self._draw()
 
+    # -- which of the evaluators' figures, and which part of it
+
+    def _viewed(self, scene: Scene) -> Scene:
+        """The scene as the user wants to see it; another selection is looked for anew."""
+        view = self._views.get(self.plot, View())
+        if self._scene is not None and self._scene.selected != scene.selected:
+            view = self._views[self.plot] = replace(view, row=None)
+        return replace(scene, view=view)
+
+    def _view(self, view: View) -> None:
+        self._views[self.plot] = view
+        if self._scene is not None:
+            self.show(self._scene)
+
+    def next_figure(self, by: int) -> None:
+        """Another of the evaluators' figures; nothing where a plot shows none."""
+        kind = PLOTS[self.plot].figure
+        if self._scene is not None and kind is not None and (key := beside(self._scene, kind, by)):
+            self._view(View(chosen=key, baseline=self._scene.view.baseline))
+
+    def toggle_baseline(self) -> None:
+        """The baseline's heat map, or the selected method's again."""
+        view = self._views.get(self.plot, View())
+        self._view(replace(view, baseline=not view.baseline))
+
+    def scroll(self, down: int, across: int) -> None:
+        """To another part of a figure that does not fit, by pages down and columns across."""
+        scroll = PLOTS[self.plot].scroll
+        if self._scene is not None and scroll is not None:
+            self._view(scroll(self._scene, self.size.width, self.size.height, down, across))
+
+    def on_mouse_scroll_down(self) -> None:
+        self.scroll(1, 0)
+
+    def on_mouse_scroll_up(self) -> None:
+        self.scroll(-1, 0)
+
+    # -- drawing
+
     def _entitle(self) -> None:
-        """The plots' names as tabs in the border, to click; the one that is on is marked."""
-        tabs = []
-        for number, (name, (title, _)) in enumerate(PLOTS.items(), start=1):
-            shown = name == self.plot
-            tabs.append(f"[b $accent]▸{number} {title}[/]" if shown else f"[@click=app.plot('{name}')]{number} {title}[/]")
-        self.border_title = "  ".join(tabs)
+        """The plots' names as tabs in the border, to click; the one that is on is marked. Where room lacks, names get short, then go."""
+        kinds = ([p.title for p in PLOTS.values()], [p.short for p in PLOTS.values()], [""] * len(PLOTS))
+        tabs = next((t for t in map(self._tabs, kinds) if len("  ".join(t)) <= self.outer_size.width - 4), self._tabs(kinds[-1]))
+        shown = zip(PLOTS, tabs, strict=True)
+        self.border_title = "  ".join(
+            f"[b $accent]{tab}[/]" if name == self.plot else f"[@click=app.plot('{name}')]{tab}[/]" for name, tab in shown
+        )
+
+    def _tabs(self, names: Sequence[str]) -> list[str]:
+        """The tabs' texts; the one that is on has its whole name."""
+        numbered = enumerate(zip(PLOTS.items(), names, strict=True), start=1)
+        return [f"▸{n} {plot.title}" if key == self.plot else f"{n} {name}".rstrip() for n, ((key, plot), name) in numbered]
 
     def _draw(self) -> None:
         if self._scene is None or not self.size:
             return
         canvas = Canvas(self.size.width, self.size.height)
-        PLOTS[self.plot][1](canvas, self._scene)
+        PLOTS[self.plot].draw(canvas, self._scene)
         self._lines.put(canvas.strips(), self._scene.palette.ground)
 
     def on_resize(self, _: events.Resize) -> None:
+        self._entitle()
         self._draw()
 
     def render_line(self, y: int) -> Strip:
@@ -70,6 +131,9 @@ class PlotPanel(Widget):
 def _shown(scene: Scene, plot: str) -> tuple[Any, ...]:
     """What a plot depends on; compared by value for rows, by identity for the rest."""
     common = (scene.selected, scene.by_factor, tuple(scene.colours.items()))
+    if PLOTS[plot].figure is not None:
+        statuses = tuple(method.status for method in scene.state.methods.values())
+        return (*common, id(scene.figures), scene.view, scene.state.spec is None, scene.state.is_over, statuses)
     if plot == "memory":
         return (*common, id(scene.state.telemetry))
     if plot == "perplexity":

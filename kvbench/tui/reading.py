@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from kvbench import events as ev
 from kvbench.errors import KvbenchError
+from kvbench.figures import Figure
 from kvbench.state import RunState, apply
 from kvbench.summary import Row
 from kvbench.tui.feed import Feed
+from kvbench.tui.figures import LiveFigures
 from kvbench.tui.log import line_of
 from kvbench.tui.rows import LiveRows
 
@@ -35,6 +37,8 @@ class Reading:
         """Why the journal cannot be read on, if so."""
         self._unit_started: float | None = None
         self._live_rows = LiveRows()
+        self._live_figures = LiveFigures()
+        self._told: dict[str, str] = {}
         self._is_final = False
         self._problem: str | None = None
 
@@ -64,8 +68,31 @@ class Reading:
         found = self._live_rows.of(self.state, final=final)
         if self._live_rows.problem != self._problem:
             self._problem = self._live_rows.problem
-            self.log.append(ev.NoteWritten(self.state.last_at or 0.0, self._problem or "figures can be computed again", "error"))
+            self._tell(self._problem or "figures can be computed again")
         return found
+
+    def figures(self) -> Mapping[str, Sequence[Figure]]:
+        """evaluator → tables and heat maps, for who looks at them; what an evaluator cannot give is a line in the log."""
+        found = self._live_figures.of(self.state, final=self.is_still)
+        problems = self._live_figures.problems
+        for name in {**self._told, **problems}:
+            if problems.get(name) != self._told.get(name):
+                self._tell(problems.get(name) or f"figures of {name} can be shown again")
+        self._told = problems
+        return found
+
+    @property
+    def figures_problem(self) -> str:
+        """Why some evaluator's figures cannot be shown, if so."""
+        return next(iter(self._told.values()), "")
+
+    @property
+    def has_late_figures(self) -> bool:
+        """Whether there are figures to compute that were put off."""
+        return self._live_figures.is_due
+
+    def _tell(self, problem: str) -> None:
+        self.log.append(ev.NoteWritten(self.state.last_at or 0.0, problem, "error"))
 
     @property
     def is_still(self) -> bool:

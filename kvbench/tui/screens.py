@@ -17,13 +17,15 @@ from kvbench.tui.theme import Palette
 
 KEYS = (
     ("↑ ↓", "select a method"),
-    ("1 2 3 4, tab", "choose the plot"),
+    ("1 to 6, tab", "choose the plot, the heat map, the scores"),
     ("x", "size as stored bytes or as compression factor"),
+    ("[ ]", "previous, next heat map or table of scores"),
+    ("b", "the baseline's heat map, and back"),
+    ("← →, J K", "columns and rows that do not fit"),
     ("s, r", "sort by the next column, reverse"),
     ("d, l", "show or hide details, log"),
     ("z", "enlarge the plot, and back"),
-    ("t", "next theme"),
-    ("p", "replay an ended run"),
+    ("t, p", "next theme, replay an ended run"),
     ("ctrl+p", "command palette"),
     ("q", "leave; a run under way goes on"),
     ("ctrl+c", "cancel the run, after asking"),
@@ -46,7 +48,7 @@ class Help(ModalScreen[None]):
         self._palette = palette
 
     def compose(self) -> ComposeResult:
-        meanings = [(c.title, c.meaning) for c in columns([]) if not c.beside]
+        meanings = [*((c.title, c.meaning) for c in columns([]) if not c.beside), ("NAME %", "main score of an evaluator or a task")]
         text = Text("\n\n").join([self._table("Keys", KEYS), self._table("Columns", meanings), self._table("Signs", SIGNS)])
         with VerticalScroll(id="help") as box:
             box.border_title = "help"

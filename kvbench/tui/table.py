@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -19,7 +19,7 @@ from kvbench.evaluators.base import BASELINE
 from kvbench.formats import NONE, shorten
 from kvbench.summary import Row
 from kvbench.tui.canvas import bar
-from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns, ordered, plan
+from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns_of, ordered, plan
 from kvbench.tui.facts import is_control, is_unmasked
 from kvbench.tui.lines import Lines
 from kvbench.tui.theme import Palette
@@ -54,6 +54,7 @@ class MethodTable(ScrollView, can_focus=True):
         self._rows: list[Row] = []
         self._colours: Mapping[str, str] = {}
         self._palette: Palette | None = None
+        self._evaluators: Collection[str] | None = None
         self._plan = Plan((), 14, 5)
         self._best: dict[str, set[str]] = {}
         self._lines = Lines(self)
@@ -62,18 +63,18 @@ class MethodTable(ScrollView, can_focus=True):
 
     # -- what is shown
 
-    def show(self, rows: Sequence[Row], palette: Palette, colours: Mapping[str, str]) -> None:
-        """Take new rows; draws again only if something differs."""
-        if list(rows) == self._rows and palette is self._palette:
+    def show(self, rows: Sequence[Row], palette: Palette, colours: Mapping[str, str], evaluators: Collection[str] | None) -> None:
+        """Take new rows; draws again only if something differs. ``evaluators`` are the run's, which say what columns can be filled."""
+        if list(rows) == self._rows and palette is self._palette and evaluators == self._evaluators:
             return
-        self._rows, self._palette, self._colours = list(rows), palette, colours
+        self._rows, self._palette, self._colours, self._evaluators = list(rows), palette, colours, evaluators
         self._lay_out()
         if self.selected is None and self._rows:
             self.selected = next((r.label for r in self.body if not is_control(r.label)), self._rows[-1].label)
 
     def _lay_out(self) -> None:
         width = self.size.width
-        self._plan = plan(self._rows, width)
+        self._plan = plan(self._rows, width, self._evaluators)
         self._best = {c.key: best_labels(self._rows, c) for c in self._plan.columns}
         self.virtual_size = Size(width, 1 + len(self._rows))
         self._draw()
@@ -92,8 +93,13 @@ class MethodTable(ScrollView, can_focus=True):
         return ([self.pinned] if self.pinned else []) + self.body
 
     @property
+    def sortable(self) -> list[Column]:
+        """The columns that rows can be sorted by, those included that the terminal is too narrow for."""
+        return [c for c in columns_of(self._rows, self._evaluators) if not c.beside and c.key != "audit"]
+
+    @property
     def sort_column(self) -> Column | None:
-        return None if self.sort_key is None else next((c for c in columns(self._rows) if c.key == self.sort_key), None)
+        return next((c for c in self.sortable if c.key == self.sort_key), None)
 
     # -- what the user does
 

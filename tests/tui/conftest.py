@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import made_up_scores
 import pytest
 from made_up_run import write
 
+from kvbench import summary
 from kvbench.engine.journal import RunFolder
 from kvbench.tui.app import Dashboard
 
@@ -31,3 +33,21 @@ def following() -> Callable[[Path], Dashboard]:
         return Dashboard(folder, live=True, clock=lambda: last)
 
     return build
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluators of the made-up scores stand in for those of their names."""
+    real = summary._evaluator
+    monkeypatch.setattr(summary, "_evaluator", lambda spec: made_up_scores.MADE_UP.get(spec.name) or real(spec))
+
+
+@pytest.fixture
+def scored(tmp_path: Path, made_up: None) -> Path:
+    return made_up_scores.write(tmp_path / "smollm2-scored")
+
+
+@pytest.fixture
+def scoring(tmp_path: Path, made_up: None) -> Path:
+    """Within the fourth of five columns of the needle's grid."""
+    return made_up_scores.write(tmp_path / "smollm2-scoring", share=0.5)

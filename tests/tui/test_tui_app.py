@@ -39,7 +39,7 @@ async def test_every_size_shows_the_run_and_its_reference(finished: Path, size: 
         assert all(len(line) == size[0] for line in shown)
         assert "kvbench" in shown[0]
         assert line_of(app, "baseline")
-        for key in ("2", "3", "4", "d", "l", "z", "1"):
+        for key in ("2", "3", "4", "5", "6", "d", "l", "z", "1"):
             await pilot.press(key)
             assert all(len(line) == size[0] for line in lines(app))
 
@@ -144,6 +144,8 @@ async def test_plots_are_chosen_by_number_and_by_tab(finished: Path) -> None:
             ("2", "perplexity over the samples"),
             ("3", "resident"),
             ("4", "tokens/s while decoding"),
+            ("tab", "kvbench run --evals needle"),
+            ("tab", "kvbench run --evals tasks"),
             ("tab", "KL to baseline"),
         ):
             await pilot.press(key)
@@ -273,7 +275,7 @@ async def test_the_command_palette_knows_our_commands(finished: Path) -> None:
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
         titles = {command.title for command in app.get_system_commands(app.screen)}
-        assert {"Plot: memory", "Sort by KL", "Next theme", "Log", "Help"} <= titles
+        assert {"Plot: memory", "Plot: heat map", "Plot: scores", "Next figure", "Sort by KL", "Next theme", "Log", "Help"} <= titles
 
 
 async def test_a_replay_starts_empty_and_ends_with_the_result(finished: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from made_up_run import FIGURES, events, spec
 
 from kvbench import events as ev
+from kvbench.formats import duration, fixed, plain_number, signed, size
 from kvbench.state import RunState, apply, replay
 from kvbench.summary import Row, rows
 from kvbench.tui import facts
@@ -19,7 +20,6 @@ from kvbench.tui.canvas import Canvas, bar, spark
 from kvbench.tui.colours import method_colours
 from kvbench.tui.columns import best_labels, columns, ordered, plan
 from kvbench.tui.feed import LAPSE_SECONDS, LapseFeed
-from kvbench.formats import duration, fixed, plain_number, signed, size
 from kvbench.tui.plots.scene import spread
 from kvbench.tui.reading import Reading
 from kvbench.tui.rows import LiveRows

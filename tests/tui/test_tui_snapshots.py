@@ -46,3 +46,22 @@ def test_help(snap_compare: Any, finished: Path) -> None:
 
 def test_question(snap_compare: Any, midway: Path, following: Following) -> None:
     assert snap_compare(following(midway), press=["ctrl+c"], terminal_size=(80, 24))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_heat_map_midway(snap_compare: Any, scoring: Path, following: Following, size: tuple[int, int]) -> None:
+    assert snap_compare(following(scoring), press=["5", "down"], terminal_size=size)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_scores(snap_compare: Any, scored: Path, size: tuple[int, int]) -> None:
+    assert snap_compare(Dashboard(scored, live=False), press=["6", *["down"] * 12], terminal_size=size)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_heat_map_of_many_cells(snap_compare: Any, scored: Path, size: tuple[int, int]) -> None:
+    assert snap_compare(Dashboard(scored, live=False), press=["5", "right_square_bracket", "end"], terminal_size=size)
+
+
+def test_table_of_texts(snap_compare: Any, scored: Path) -> None:
+    assert snap_compare(Dashboard(scored, live=False), press=["6", "right_square_bracket", "right", "t"], terminal_size=(80, 24))

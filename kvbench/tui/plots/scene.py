@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.style import Style
 
+from kvbench.figures import Figure
 from kvbench.state import RunState
 from kvbench.summary import Row
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.theme import Palette
 
 MIN_WIDTH, MIN_HEIGHT = 24, 5
+
+
+@dataclass(frozen=True)
+class View:
+    """What the user chose of the evaluators' figures.
+
+    Attributes:
+        chosen: Which one, as (evaluator, name); ``None`` is the first.
+        row, column: The first row and column that are shown of what does not fit; ``row`` ``None`` follows the selection.
+        baseline: The baseline's heat map in place of the selected method's.
+    """
+
+    chosen: tuple[str, str] | None = None
+    row: int | None = None
+    column: int = 0
+    baseline: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,6 +43,11 @@ class Scene:
     selected: str | None = None
     by_factor: bool = False
     """Size as compression factor instead of stored bytes."""
+    figures: Mapping[str, Sequence[Figure]] = field(default_factory=dict)
+    """evaluator → its tables and heat maps; computed for the plots that show them alone."""
+    problem: str = ""
+    """Why figures cannot be shown, if they cannot."""
+    view: View = View()
 
     def ink(self, label: str) -> Style:
         return self.palette.ink(self.colours.get(label, "foreground"), bold=label == self.selected)
