@@ -168,16 +168,28 @@ def _language_reference() -> Iterator[str]:
     return (topics[key] for key in sorted(topics))
 
 
-def _mirror(corpus: Corpus, data_dir: str | None) -> Path | None:
-    """The corpus's file in the mirror folder, if it is there."""
+def mirror_folder(data_dir: str | None) -> Path | None:
+    """The folder of files that stand in for the hub's: ``data_dir``, else ``KVBENCH_DATA``, if either is given.
+
+    Raises:
+        CorpusError: it is no folder.
+    """
     folder = data_dir or os.environ.get("KVBENCH_DATA")
-    if not folder or corpus.mirror is None:
+    if not folder:
         return None
     root = Path(folder).expanduser()
     if not root.is_dir():
         flag = "--data-dir" if data_dir else "KVBENCH_DATA"
         raise CorpusError(f"{flag} names '{folder}', which is no folder", hint=f"correct {flag}, or leave it out")
-    path = root / corpus.mirror
+    return root
+
+
+def _mirror(corpus: Corpus, data_dir: str | None) -> Path | None:
+    """The corpus's file in the mirror folder, if it is there."""
+    root = None if corpus.mirror is None else mirror_folder(data_dir)
+    if root is None:
+        return None
+    path = root / str(corpus.mirror)
     return path if path.is_file() else None
 
 
