@@ -9,15 +9,13 @@ from typing import Any
 
 from kvbench import sweeps
 from kvbench.budgets import written
-from kvbench.evaluators.base import BASELINE, Evaluator, Measured, Summary, build
+from kvbench.evaluators.base import BASELINE, HEADLINE, Evaluator, Measured, Summary, build
 from kvbench.figures import Figure
 from kvbench.registry import Registry
 from kvbench.spec import EvaluatorSpec, RunSpec
 from kvbench.state import MethodStatus, RunState
 
 EVALUATORS: Registry[Evaluator] = Registry("kvbench.evaluators", "evaluator")
-HEADLINE = "headline"
-"""The field of :class:`Summary` that holds an evaluator's main scores: short name → value in 0–1, higher is better."""
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,25 @@ from kvbench.state import Unit
 if TYPE_CHECKING:
     from kvbench.engine.session import Session
 
-__all__ = ["BASELINE", "Better", "Evaluator", "Evidence", "Measured", "MethodRecords", "Stage", "Summary", "UnitContext", "build", "param"]
+__all__ = [
+    "BASELINE",
+    "HEADLINE",
+    "Better",
+    "Evaluator",
+    "Evidence",
+    "Measured",
+    "MethodRecords",
+    "Stage",
+    "Summary",
+    "UnitContext",
+    "build",
+    "param",
+]
 
 BASELINE = "baseline"
 """Label of the row that all others are compared with."""
+HEADLINE = "headline"
+"""The field of :class:`Summary` that holds an evaluator's main scores: short name → value in 0–1, higher is better."""
 Evidence = Literal["exact", "paired", "noisy"]
 Better = Literal["lower", "higher", "neither"]
 Stage = Callable[[str, int, int], None]
@@ -85,6 +100,16 @@ class UnitContext:
     def guard(self, method: str, action: Callable[[], None]) -> bool:
         """Run ``action``; a failure in it becomes ``method``'s row. ``True`` if it succeeded."""
         raise NotImplementedError
+
+    def together(self) -> Callable[[str, Callable[[], None]], bool]:
+        """A guard for what all methods do together; a crash then is nobody's, until each is tried alone and lights up."""
+
+        def alone(method: str, action: Callable[[], None]) -> bool:
+            self.method_started(method)
+            return self.guard(method, action)
+
+        self.method_started(BASELINE)
+        return alone
 
     def is_alive(self, method: str) -> bool:
         """Whether ``method`` has not failed in this run."""

@@ -8,7 +8,7 @@ fed through the compressed cache: so the first generated token, too, has read wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,12 +75,7 @@ class Drift(Evaluator):
         window = session.batch(unit.index // spec.batch_size)[unit.index % spec.batch_size].tolist()
         ask = Ask(window[: spec.context], window[spec.context : spec.context + 1])
 
-        def alone(label: str, action: Callable[[], None]) -> bool:
-            context.method_started(label)
-            return context.guard(label, action)
-
-        context.method_started(BASELINE)  # while all go together, a crash is nobody's
-        answers = generate(session, ask, unit.methods, alone, max_tokens=self.tokens)
+        answers = generate(session, ask, unit.methods, context.together(), max_tokens=self.tokens)
         tail = _decoded(session, [*ask.context, *ask.question][-TAIL:])
         for label, answer in answers.items():
             data = self._data(session, answer) | ({"prompt_end": tail} if label == BASELINE else {})

@@ -6,13 +6,13 @@ The haystack is compressed before the question is asked, as a cache is used that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.errors import UsageError
-from kvbench.evaluators.base import BASELINE, Evaluator, MethodRecords, Stage, Summary, UnitContext, param
+from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.evaluators.points import parse_list
 from kvbench.figures import Figure
 from kvbench.needles.figures import Shown
@@ -129,12 +129,7 @@ class Needle(Evaluator):
         cell = self._cells(session.spec)[unit.index]
         made = prompts.make(cell, filler)
 
-        def alone(label: str, action: Callable[[], None]) -> bool:
-            context.method_started(label)
-            return context.guard(label, action)
-
-        context.method_started(BASELINE)  # while all go together, a crash is nobody's
-        answers = generate(session, made.ask, unit.methods, alone, max_tokens=made.room, stop=prompts.ends_line)
+        answers = generate(session, made.ask, unit.methods, context.together(), max_tokens=made.room, stop=prompts.ends_line)
         for label, answer in answers.items():
             context.guard(label, partial(context.record, label, cell.key, prompts.record(made, answer)))
 

@@ -9,11 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from kvbench.evaluators.accuracy import Accuracy, accuracies, measured, table
-from kvbench.evaluators.base import Measured, MethodRecords, Summary
+from kvbench.evaluators.base import HEADLINE, Measured, MethodRecords, Summary
 from kvbench.figures import Grid, Table
 from kvbench.formats import NONE
 from kvbench.needles.questions import Cell, effective_context
-from kvbench.summary import HEADLINE
 
 Pick = Callable[[Cell], bool]
 
