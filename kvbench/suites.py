@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kvbench.errors import UsageError
+from kvbench.errors import UnknownName, UsageError
 from kvbench.spec import EvaluatorSpec
 
 _ESSENTIAL = ("perplexity", "speed", "memory")
@@ -32,8 +32,10 @@ def expand(asked: Iterable[EvaluatorSpec]) -> tuple[EvaluatorSpec, ...]:
     """Suites in place of their names, each evaluator once; one that is asked for by name replaces a suite's own.
 
     Raises:
+        UnknownName: neither a suite nor an evaluator.
         UsageError: a suite with parameters, or one evaluator by name with different parameters.
     """
+    known = _evaluators()
     found: dict[str, EvaluatorSpec] = {}
     named: dict[str, EvaluatorSpec] = {}
     for spec in asked:
@@ -41,6 +43,8 @@ def expand(asked: Iterable[EvaluatorSpec]) -> tuple[EvaluatorSpec, ...]:
             _check_bare(spec)
             found |= {member.name: member for member in members(spec.name) if member.name not in found}
             continue
+        if spec.name not in known:
+            raise UnknownName("evaluator or suite", spec.name, [*SUITES, *known], hint="kvbench list evaluators")
         before = named.setdefault(spec.name, spec)
         if before != spec:
             raise UsageError(
@@ -49,6 +53,12 @@ def expand(asked: Iterable[EvaluatorSpec]) -> tuple[EvaluatorSpec, ...]:
             )
         found[spec.name] = spec
     return tuple(found.values())
+
+
+def _evaluators() -> list[str]:
+    from kvbench.summary import EVALUATORS
+
+    return EVALUATORS.names()
 
 
 def _check_bare(spec: EvaluatorSpec) -> None:

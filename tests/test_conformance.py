@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kvbench.engine.tiny import FAMILIES
 from kvbench.engine.verify import Sizes, conformance
 from kvbench.methods.base import expand, resolve
 from kvbench.spec import RunSpec
@@ -36,8 +37,15 @@ SMALLER = [
 LABELS = [spec.label for spec in expand(["all", *SMALLER])]
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize("label", LABELS)
+TURNS = [
+    pytest.param(label, family, id=f"{family}-{label}", marks=[pytest.mark.fast] if (i + j) % 2 else [])
+    for i, label in enumerate(LABELS)
+    for j, family in enumerate(FAMILIES)
+]
+"""Under the oldest transformers each method is tried on one family, in turns."""
+
+
+@pytest.mark.parametrize(("label", "family"), TURNS)
 def test_every_path_gives_the_same_numbers(label: str, family: str) -> None:
     spec = next(s for s in expand(["all", *SMALLER]) if s.label == label)
     failed = [check for check in conformance(resolve(spec, RunSpec()), family, SIZES) if not check.passed]

@@ -77,9 +77,10 @@ class LongBench(Evaluator):
     def check(self, spec: RunSpec) -> None:
         """Refuse unknown subsets, broken lines of mirror files, and metrics whose packages are not installed."""
         from kvbench.harness.loading import check_data
-        from kvbench.harness.longbench import check_subsets
+        from kvbench.harness.longbench import check_subsets, lacks
 
-        check_data(check_subsets(self._subsets), spec.corpus.data_dir)
+        names = check_subsets(self._subsets, metrics=self.missing == "refuse")
+        check_data([name for name in names if not lacks(name)], spec.corpus.data_dir)
 
     def longest(self, spec: RunSpec) -> int:
         return self.max_length
@@ -91,7 +92,7 @@ class LongBench(Evaluator):
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Read the documents and write all prompts."""
-        from kvbench.harness.longbench import MiddleEncoder, harness_name
+        from kvbench.harness.longbench import MiddleEncoder, harness_name, lacks
         from kvbench.harness.requests import questions_of
 
         encoder = MiddleEncoder(session.loaded.tokenizer, session.loaded.model.config, self.max_length)
@@ -100,15 +101,17 @@ class LongBench(Evaluator):
         for leaf in loaded.leaves.values():
             questions[leaf.of] += questions_of(leaf)
         session.kept[self.name] = _Kept(encoder, questions)
-        return {**loaded.facts(), "question": self.question, "prompts": self._lengths(questions, encoder, stage)}
+        facts, lacking = loaded.facts(), {name: reason for name in questions if (reason := lacks(name))}
+        left_out = {**facts.get("left_out", {}), **lacking}
+        return {**facts, "left_out": left_out, "question": self.question, "prompts": self._lengths(questions, encoder, stage)}
 
     def _load(self, session: Session, stage: Stage) -> Loaded:
         from kvbench.corpora import mirror_folder
         from kvbench.harness.loading import at_hand, load_tasks
         from kvbench.harness.longbench import at_hand as what_to_try
-        from kvbench.harness.longbench import harness_name
+        from kvbench.harness.longbench import harness_name, lacks
 
-        spec, names = session.spec, [harness_name(subset) for subset in self._subsets]
+        spec, names = session.spec, [name for subset in self._subsets if not lacks(name := harness_name(subset))]
         try:
             return load_tasks(
                 names, spec.corpus.data_dir, questions=self.samples, seed=spec.seed, stage=stage,

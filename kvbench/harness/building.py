@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench.errors import CorpusError, KvbenchError
 from kvbench.harness.index import Entry, folders_of
 from kvbench.harness.mirrors import Found, example_split, find, scored_split
+from kvbench.hub import stop_asking
 from kvbench.weights import cache_folder, hash_tokenizer, sha256_of
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ def _built(name: str, config: Config, source: Mapping[str, Any]) -> Task:
     except KvbenchError:
         raise
     except Exception as error:  # whatever the hub, the file systems behind it and the task's own functions raise
+        if isinstance(error, ConnectionError):
+            stop_asking()
         where = source.get("hub") or ", ".join(source.get("files", ())) or "what it makes"
         raise CorpusError(f"task '{name}' cannot read {where}: {type(error).__name__}: {_first(error)}", hint=None) from error
 

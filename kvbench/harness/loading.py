@@ -98,7 +98,7 @@ def load_tasks(
 
     Raises:
         UnknownName, UsageError: as :func:`check_data`.
-        CorpusError: data that cannot be had (with ``missing=skip``: of all tasks).
+        CorpusError: data that cannot be had, unless ``missing=skip``.
     """
     check_names(names)
     _check_twice(names)
@@ -119,8 +119,6 @@ def load_tasks(
                         raise _with_hint(error, folder) from error
                     left_out[leaf] = error.message
             stage(f"reading {name}", len(configs), len(configs))
-    if not found:
-        raise CorpusError(f"no data of {', '.join(names)} can be had: {next(iter(left_out.values()), 'no tasks')}", hint=_hint(folder))
     return Loaded({leaf.name: leaf for leaf in _chosen(found, questions)}, left_out, frozenset(pooled))
 
 

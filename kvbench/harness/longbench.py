@@ -23,8 +23,11 @@ METRICS = ("jieba", "fuzzywuzzy", "rouge")
 """What the metrics of the harness's v1 subsets import."""
 
 
-def check_subsets(subsets: Sequence[str]) -> list[str]:
+def check_subsets(subsets: Sequence[str], *, metrics: bool = True) -> list[str]:
     """The harness's names of ``subsets``: v1 without its prefix (``qasper``), v2 as the harness has them.
+
+    Args:
+        metrics: Whether what scores them has to be there.
 
     Raises:
         UnknownName: with the nearest names.
@@ -36,8 +39,9 @@ def check_subsets(subsets: Sequence[str]) -> list[str]:
     for subset, name in zip(subsets, names, strict=True):
         if name not in index:
             raise UnknownName("LongBench subset", subset, known, hint="for example subsets=narrativeqa+gov_report")
-    if any(not name.startswith(V2) for name in names):
-        _check_metrics()
+    lacking = next((reason for name in names if (reason := lacks(name))), "")
+    if metrics and lacking:
+        raise UsageError(f"LongBench's {lacking}", hint='python -m pip install "kvbench[longbench]"')
     return names
 
 
@@ -50,12 +54,10 @@ def subset_name(name: str) -> str:
     return name.removeprefix(PREFIX)
 
 
-def _check_metrics() -> None:
-    absent = [name for name in METRICS if find_spec(name) is None]
-    if absent:
-        raise UsageError(
-            f"LongBench's metrics need {', '.join(absent)}, not installed here", hint='python -m pip install "kvbench[longbench]"'
-        )
+def lacks(name: str) -> str:
+    """Why a subset, by the harness's name, cannot be scored here; empty if it can."""
+    absent = [] if name.startswith(V2) else [package for package in METRICS if find_spec(package) is None]
+    return f"metrics need {', '.join(absent)}, not installed here" if absent else ""
 
 
 class MiddleEncoder(Encoder):

@@ -16,6 +16,7 @@ from kvbench.harness.index import tasks_folder
 from kvbench.harness.loading import Leaf
 from kvbench.harness.requests import Question, questions_of, score
 from kvbench.harness.ruler import DoesNotFit, Made, Supplies, make
+from kvbench.hub import stop_asking
 
 if TYPE_CHECKING:
     from kvbench.engine.session import Session
@@ -65,7 +66,7 @@ def prepare(
     """Make every (task, length) of ``cells``; what is too long for its length is left out, and if ``skip`` what has no data.
 
     Raises:
-        CorpusError: there are no data of one, or nothing is left.
+        CorpusError: there are no data of one, or nothing is left, unless ``skip``.
     """
     encoder = Encoder(session.loaded.tokenizer, session.loaded.model.config)
     folder = mirror_folder(session.spec.corpus.data_dir)
@@ -85,7 +86,7 @@ def prepare(
                 raise CorpusError(f"RULER's task '{task}': {error.message}", hint=f"{error.hint}; or missing=skip") from error
             left_out[f"{task} {length}"] = error.message
     stage("making RULER's samples", len(cells), len(cells))
-    if not found:
+    if not found and not skip:
         raise CorpusError(f"none of RULER's tasks can be made: {next(iter(left_out.values()))}", hint="longer ones: lengths=4096")
     facts = {"filler": source, "filler_hash": digest, "sentences": splitter, "left_out": left_out}
     return Prepared(encoder, found, {**facts, **_made(found, encoder, most)})
@@ -134,6 +135,8 @@ def _essays() -> str:
 
         return " ".join(load_dataset("baber/paul_graham_essays", split="train")["text"])
     except Exception as error:  # whatever the hub and the file systems behind it raise
+        if isinstance(error, ConnectionError):
+            stop_asking()
         raise CorpusError(
             f"the essays cannot be read from the hub (baber/paul_graham_essays): {(str(error).splitlines() or [''])[0]}",
             hint=f"put {ESSAYS} into a folder and name it with --data-dir, or use filler=reference",

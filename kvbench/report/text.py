@@ -45,13 +45,13 @@ def grouped(found: Sequence[Figure]) -> Iterator[Table | list[Grid]]:
 
 
 def draw_table(table: Table, width: int = WIDTH) -> str:
-    """Aligned columns; those that do not fit beside the others follow in blocks that repeat the first column."""
+    """Aligned columns; those that do not fit beside the others follow in blocks that repeat the words at the left."""
     from tabulate import tabulate
 
     rows = [[_broken(cell, LABEL_WIDTH if i == 0 else WORDS_WIDTH) for i, cell in enumerate(row)] for row in table.rows]
     broken = [_broken_heading(name, max((_longest(row[i]) for row in rows), default=0)) for i, name in enumerate(table.headings)]
     blocks = []
-    for columns in _blocks(broken, rows, width):
+    for columns in _blocks(broken, rows, width, table.left):
         align = ["left" if i < table.left or is_words(rows, i) else "right" for i in columns]
         body = [[row[i] for i in columns] for row in rows]
         headings = [broken[i] for i in columns]
@@ -72,14 +72,18 @@ def is_words(rows: Sequence[Sequence[str]], column: int) -> bool:
     return any(c.isalpha() for c in text) and not any(c.isdigit() for c in text)
 
 
-def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """Columns by block, the first in each."""
+def _blocks(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, left: int) -> list[list[int]]:
+    """Columns by block; in each the first ``left``, or only the first where they leave too little room."""
     sizes = [max(_longest(name) + HEADING_ROOM, *(_longest(row[i]) for row in rows), 0) for i, name in enumerate(headings)]
-    blocks, used = [[0]], sizes[0]
-    for i in range(1, len(headings)):
-        if used + len(GAP) + sizes[i] > width and len(blocks[-1]) > 1:
-            blocks.append([0])
-            used = sizes[0]
+    lead = list(range(max(1, left)))
+    if sum(sizes[i] + len(GAP) for i in lead) > width // 2:
+        lead = [0]
+    start = sum(sizes[i] for i in lead) + len(GAP) * (len(lead) - 1)
+    blocks, used = [list(lead)], start
+    for i in range(len(lead), len(headings)):
+        if used + len(GAP) + sizes[i] > width and len(blocks[-1]) > len(lead):
+            blocks.append(list(lead))
+            used = start
         blocks[-1].append(i)
         used += len(GAP) + sizes[i]
     return blocks
