@@ -142,7 +142,10 @@ def _left_out(state: RunState) -> list[str]:
 
 
 def _flat(name: str, value: Any) -> list[str]:
-    """Nested plain data as lines ``tasks.gsm8k.source: …``; what is empty says nothing."""
+    """Nested plain data as lines ``tasks.gsm8k.source: …``, the innermost on one line; what is empty says nothing."""
+    if isinstance(value, Mapping) and len(value) > 1 and all(isinstance(v, str | int | float) for v in value.values()):
+        inside = ", ".join(line.removeprefix(f"{name}.") for key, inner in value.items() for line in _flat(f"{name}.{key}", inner))
+        return [f"{name}: {inside}"] if inside else []
     if isinstance(value, Mapping):
         return [line for key, inner in value.items() for line in _flat(f"{name}.{key}", inner)]
     if isinstance(value, list | tuple):
