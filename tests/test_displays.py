@@ -20,7 +20,8 @@ from kvbench.displays.json import Json
 from kvbench.displays.plain import Plain
 from kvbench.engine.journal import SCHEMA, RunFolder
 from kvbench.figures import Grid, Table
-from kvbench.state import RunState, apply, replay
+from kvbench.spec import RunSpec
+from kvbench.state import MethodState, RunState, apply, replay
 from kvbench.summary import Row
 
 pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("stubbed")]
@@ -166,3 +167,10 @@ def test_auto_is_the_dashboard_on_a_terminal_only(monkeypatch: pytest.MonkeyPatc
 def test_the_dashboards_ends_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, outcome: str) -> None:
     monkeypatch.setattr("kvbench.tui.run_dashboard", lambda path, live: left)
     assert Full().watch(finished(tmp_path), live=True) == outcome
+
+
+def test_what_evaluators_did_without_is_named_under_the_table() -> None:
+    row = MethodState("baseline", "done")
+    prepared = {"tasks": {"left_out": {"arc_easy": "no file", "winogrande": "no file"}}, "needle": {"filler": "x"}}
+    state = RunState(status="finished", spec=RunSpec(), methods={"baseline": row}, prepared=prepared)
+    assert "tasks went without arc_easy, winogrande: kvbench report says why\n" in table.render(state)

@@ -56,7 +56,8 @@ def result(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         records={"perplexity": {"baseline": made_up(1, 0.0), "knorm": made_up(2, 0.08), "int4": made_up(3, 0.03)}},
         environment={"python": "3.11", "torch": "2.13", "git": {"commit": "c0ffee", "dirty": True}},
         model={"id": EVIL, "layers": 30, "heads": 9, "kv_heads": 3, "head_dim": 64, "weights_hash": "beef" * 16},
-        corpus={"name": EVIL}, prepared={"tasks": {"skipped": ["mmlu"], "source": EVIL}}, lost={"speed/3": EVIL}, kvbench_version="0.9",
+        corpus={"name": EVIL}, prepared={"tasks": {"skipped": ["mmlu"], "source": EVIL, "left_out": {"piqa": "no file"}}},
+        lost={"speed/3": EVIL}, kvbench_version="0.9",
     )  # fmt: skip
     return results.build(state, f"run {EVIL}")
 
@@ -112,7 +113,16 @@ def test_every_format_says_everything(result: dict[str, Any], form: str) -> None
     row = next(r for r in result["results"] if r["method"] == "knorm")
     for key, form_of in {"perplexity": ".2f", "ppl_delta_pct": "+.2f", "delta_low": "+.2f", "kl": ".4f", "kl_p99": ".4f"}.items():
         assert format(row[key], form_of) in text, key
-    for words in ("not complete", "it broke", "speed/3 is missing", "tasks.skipped: mmlu", "100", "41.5", "sha256 beefbeefbeef"):
+    for words in (
+        "not complete",
+        "it broke",
+        "speed/3 is missing",
+        "tasks.skipped: mmlu",
+        "tasks, piqa: no file",
+        "100",
+        "41.5",
+        "sha256 beefbeefbeef",
+    ):
         assert words in text, words
     for title in ("Methods", "Audit", "Failures", "Left out", "Data", "Published figures", "command"):
         assert title in text, title

@@ -164,7 +164,7 @@ class Evaluator:
         """Read its data before its first unit, and keep them in ``session.kept``; called again after a resume.
 
         Returns:
-            What the result should say of them (sources, digests, what was left out), plain values.
+            What the result should say of them (sources, digests), plain values; ``left_out`` maps what it does without to why.
 
         Raises:
             KvbenchError: they cannot be had; the run ends before anything of it is scored.

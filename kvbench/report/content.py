@@ -10,7 +10,7 @@ from kvbench import results
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed
 from kvbench.report.facts import facts_of
-from kvbench.report.overview import budget_notes, failures, main_table, missing
+from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing
 from kvbench.report.question import command_of
 from kvbench.state import RunState
 from kvbench.summary import Row, evaluators_of, figures, rows
@@ -68,7 +68,7 @@ def build(result: Mapping[str, Any]) -> Report:
         Section("Audit", _audit(result)),
         Section("Failures", lines=failures(state, found)),
         Section("Left out", lines=[*missing(state), *_left_out(state)]),
-        Section("Data", lines=[line for name, facts in state.prepared.items() for line in _flat(name, facts)]),
+        Section("Data", lines=_data(state)),
         Section("The run's command", code=command_of(state.spec) if state.spec else ""),
     ]
     warning = "" if result["complete"] else "This run is not complete: figures rest on what it has so far."
@@ -133,11 +133,17 @@ def _passed(check: Mapping[str, Any] | None) -> str:
 
 def _left_out(state: RunState) -> list[str]:
     """What evaluators said that they did without."""
+    return [f"{evaluator}, {what}: {why}" for evaluator, what, why in left_out(state)]
+
+
+def _data(state: RunState) -> list[str]:
+    """What evaluators said of their data, but for what they did without."""
     return [
         line
         for name, facts in state.prepared.items()
-        for line in _flat(name, facts)
-        if any(word in line.partition(": ")[0] for word in ("skip", "left_out", "missing")) and not line.endswith((": 0", ": false"))
+        for key, value in facts.items()
+        if key != "left_out"
+        for line in _flat(f"{name}.{key}", value)
     ]
 
 

@@ -161,6 +161,11 @@ def missing(state: RunState) -> list[str]:
     return lines
 
 
+def left_out(state: RunState) -> list[tuple[str, str, str]]:
+    """(evaluator, what, why) of all that evaluators said they do without (``left_out`` of what they prepared)."""
+    return [(name, what, str(why)) for name, facts in state.prepared.items() for what, why in (facts.get("left_out") or {}).items()]
+
+
 def shortened(line: str, width: int) -> str:
     """One line of at most ``width`` characters, cut between words."""
     return textwrap.shorten(line, width, placeholder=" …")
