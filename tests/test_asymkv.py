@@ -20,7 +20,6 @@ from kvbench.errors import UsageError
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 
-pytestmark = pytest.mark.fast
 HEADS, KV_HEADS, DIM, SCALING = 4, 2, 8, 0.3
 
 

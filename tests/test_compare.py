@@ -19,8 +19,6 @@ from kvbench.cli.compare import compare as command
 from kvbench.compare import Comparison, Finding, Threshold, check, compare, render, side_of
 from kvbench.errors import ExitCode, ResultError, UnknownName, UsageError
 
-pytestmark = pytest.mark.fast
-
 NLL = [2.9, 3.1, 3.0, 2.8, 3.2, 3.05]
 TIMES = [0.0100, 0.0101, 0.0102, 0.0103, 0.0104]
 SHAPE = {"layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden_size": 32}

@@ -24,7 +24,7 @@ from kvbench.spec import RunSpec
 from kvbench.state import MethodState, RunState, apply, replay
 from kvbench.summary import Row
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("stubbed")]
+pytestmark = pytest.mark.usefixtures("stubbed")
 METHODS = ["baseline", "knorm"]
 LONG = "v_lowrank:basis=random,bits=4,rank=32"
 

@@ -13,8 +13,6 @@ from kvbench.engine.journal import EVENTS, RunFolder, find_run
 from kvbench.errors import ResourceError, ResultError, RunBusy, UnknownName, UsageError
 from kvbench.spec import ModelSpec, RunSpec
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:

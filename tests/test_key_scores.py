@@ -19,7 +19,6 @@ from kvbench.errors import UsageError
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 
-pytestmark = pytest.mark.fast
 HEADS, SIZE = 2, 6
 
 

@@ -23,7 +23,6 @@ from kvbench.methods.base import Method, resolve
 from kvbench.shape import Shape
 from kvbench.spec import MethodSpec, RunSpec
 
-pytestmark = pytest.mark.fast
 TEXT = torch.randint(3, 128, (512,), generator=torch.Generator().manual_seed(5))
 TOKENS = torch.randint(3, 128, (2, 60), generator=torch.Generator().manual_seed(6))
 FOLDING = [

@@ -17,7 +17,6 @@ from kvbench.caches.observe import Observer
 from kvbench.methods.minicache import MiniCache
 from kvbench.shape import Shape
 
-pytestmark = pytest.mark.fast
 B, H, HKV, T, D = 2, 4, 2, 23, 8
 SCALING = D**-0.5
 

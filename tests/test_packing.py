@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kvbench.caches.packing import BITS, Scheme, dequantise, pack, quantise, unpack
 
-pytestmark = pytest.mark.fast
 quickly = settings(max_examples=60, deadline=None)
 FORMATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

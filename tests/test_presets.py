@@ -12,8 +12,6 @@ from kvbench.errors import PresetError, UnknownName
 from kvbench.shape import check_supported, shape_of
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
 
-pytestmark = pytest.mark.fast
-
 PARAMETERS = {  # as published, tied embeddings once
     "smollm2": 134_515_008,
     "qwen0.5b": 494_032_768,

@@ -11,7 +11,6 @@ from kvbench.caches.observe import Observer
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 
-pytestmark = pytest.mark.fast
 D, HEADS, SCALING = 16, 2, 0.25
 CONTEXT = LayerContext(0, 1, 2 * HEADS, HEADS, D, torch.float64)
 

@@ -16,7 +16,7 @@ from kvbench.errors import ResourceError, ResultError
 from kvbench.state import RunState, replay
 from kvbench.summary import rows
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("stubbed")]
+pytestmark = pytest.mark.usefixtures("stubbed")
 METHODS = ["baseline", "knorm"]
 
 

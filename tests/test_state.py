@@ -9,7 +9,6 @@ from kvbench.state import RunState, apply, replay
 
 import pytest  # isort: skip
 
-pytestmark = pytest.mark.fast
 METHODS = ["baseline", "knorm", "int8"]
 
 

@@ -13,8 +13,6 @@ import scipy.stats
 from kvbench import distributions as dist
 from kvbench import stats
 
-pytestmark = pytest.mark.fast
-
 RNG = np.random.default_rng(0)
 
 

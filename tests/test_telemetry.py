@@ -13,8 +13,6 @@ import pytest
 from kvbench import telemetry
 from kvbench.telemetry import Sampler, cuda_indices, device_memory_used, resident_bytes
 
-pytestmark = pytest.mark.fast
-
 
 class FakeNvml:
     """Two GPUs; handles are their numbers."""

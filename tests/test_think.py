@@ -16,7 +16,6 @@ from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.methods.think import ThinK
 
-pytestmark = pytest.mark.fast
 B, H, HKV, T, D = 2, 6, 2, 21, 10
 SCALING = D**-0.5
 

@@ -22,7 +22,6 @@ from kvbench.methods.base import resolve
 from kvbench.shape import Shape
 from kvbench.spec import MethodSpec, RunSpec
 
-pytestmark = pytest.mark.fast
 CPU = torch.device("cpu")
 DIM, DRAWS = 16, 500
 D_MSE = {1: (0.36, 0.005), 2: (0.117, 0.001), 3: (0.03, 0.005), 4: (0.009, 0.001)}
