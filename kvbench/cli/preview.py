@@ -98,5 +98,6 @@ def _units(made: Plan) -> list[str]:
     counts = Counter(unit.evaluator for unit in made.units)
     steps = {name: sum(u.steps for u in made.units if u.evaluator == name) for name in counts}
     tokens = made.spec.samples * (made.spec.context + made.spec.continuation)
-    lines = [f"{name:<12}{count} units, {steps[name]} steps" for name, count in counts.items()]
-    return [*lines, f"{'tokens':<12}{tokens:,} of text; {tokens * len(made.methods):,} over {len(made.methods)} methods"]
+    width = max(12, *(len(name) + 2 for name in counts))
+    lines = [f"{name:<{width}}{count} units, {steps[name]} steps" for name, count in counts.items()]
+    return [*lines, f"{'tokens':<{width}}{tokens:,} of text; {tokens * len(made.methods):,} over {len(made.methods)} methods"]
