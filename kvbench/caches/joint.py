@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.caches.cache import KVCache
-from kvbench.caches.compat import AnyLayer, OwnLength, query_length
-from kvbench.caches.layer import TAG, LayerCache
+from kvbench.caches.layer import LayerCache, TaggedLayer
 from kvbench.caches.needs import Needs
 
 
-class JointLayer(AnyLayer):
+class JointLayer(TaggedLayer):
     """One layer of each cache, with the rows that are its own.
 
     Args:
@@ -37,7 +35,7 @@ class JointLayer(AnyLayer):
         self.hidden: Tensor | None = None
 
     @property
-    def seen(self) -> int:
+    def seen(self) -> int:  # type: ignore[override]
         """Tokens seen by the longest member; positions are given with each forward."""
         return max(layer.seen for layer, _ in self.members)
 
@@ -50,17 +48,6 @@ class JointLayer(AnyLayer):
                 layer.hidden = hidden[rows]
             out[rows] = layer.forward(q[rows], k[rows], v[rows], scaling)
         return out
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Hand the fresh tokens to attention, tagged with this layer."""
-        setattr(key_states, TAG, self)
-        return key_states, value_states
-
-    def get_seq_length(self) -> int:
-        return self.seen
-
-    def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
-        return OwnLength(self.seen + query_length(query)), 0
 
 
 class JointCache(KVCache):

@@ -132,7 +132,28 @@ class Restored:
     held: Tensor
 
 
-class LayerCache(AnyLayer):
+class TaggedLayer(AnyLayer):
+    """Hands a forward's fresh tokens to attention, tagged with the layer whose ``forward`` then stores them.
+
+    Attributes:
+        seen: Tokens that it has passed on.
+    """
+
+    seen: int
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        setattr(key_states, TAG, self)
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, not kept: it sets the next RoPE position."""
+        return self.seen
+
+    def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
+        return OwnLength(self.seen + query_length(query)), 0
+
+
+class LayerCache(TaggedLayer):
     """Base of all layers. Subclasses say what is stored; everything about order and time is here.
 
     Args:
@@ -321,18 +342,6 @@ class LayerCache(AnyLayer):
         return ledger_of(self.all_parts(), self.artefacts())
 
     # The transformers protocol -------------------------------------------------------------
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Hand the fresh tokens to attention, tagged with this layer; ``forward`` stores them."""
-        setattr(key_states, TAG, self)
-        return key_states, value_states
-
-    def get_seq_length(self) -> int:
-        """Tokens seen, not kept: it sets the next RoPE position."""
-        return self.seen
-
-    def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
-        return OwnLength(self.seen + query_length(query)), 0
 
     def reset(self) -> None:
         """Refused: what was compressed away cannot be had back.
