@@ -280,6 +280,21 @@ def test_the_sweep_costs_bytes_and_loses_more_the_further_it_goes(reconstructed:
     assert half[3] == "2.00×"  # of values alone: half their coefficients
 
 
+def test_a_setting_of_the_sweep_that_breaks_ends_neither_the_run_nor_the_sweep(runner: Runner) -> None:
+    session, evaluator, seen = session_of(runner, 2), Reconstruction(), Seen()
+    facts = evaluator.prepare(session, lambda *_: None)
+    with_artefacts, found = session.kept[evaluator.name]
+    found[0] = replace(found[0], method=SimpleNamespace(label="broken_one"))
+    session.kept[evaluator.name] = with_artefacts, found
+    (unit,) = evaluator.units(session.spec, METHODS)
+    evaluator.run(unit, session, seen)
+    table = next(f for f in evaluator.figures(seen.records, BASELINE, facts) if f.name == "sweep")
+    assert any(note.startswith("broken_one could not be tried: AttributeError") for note in table.notes)
+    whole = sum(len(rung.ladder.sides) for rung in found)
+    assert isinstance(table, Table)
+    assert len(table.rows) == whole - len(found[0].ladder.sides)
+
+
 def test_a_batch_is_its_rows(runner: Runner, reconstructed: tuple[dict[str, Any], Mapping[str, Any]]) -> None:
     both, _ = run(Reconstruction(), session_of(runner, 2))
     alone, _ = reconstructed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 RUNG = "ladder"
 """First part of the keys of records that are no method's: one setting of a sweep, kept with the baseline's."""
+BROKEN = "failed"
+"""Field of the record of a setting that could not be tried: why."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ class Reconstruction(Evaluator):
     def figures(self, records: Mapping[str, MethodRecords], baseline: str | None, facts: Mapping[str, Any]) -> list[Figure]:
         found = {label: list(_samples(of).values()) for label, of in records.items()}
         rungs = [data for key, data in records.get(BASELINE, {}).items() if key.startswith(f"{RUNG}/")]
-        return loss_figures.figures(found, rungs, facts.get(RUNG, {}), baseline)
+        tried = [data for data in rungs if BROKEN not in data]
+        broken = {str(data["method"]): str(data[BROKEN]) for data in rungs if BROKEN in data}
+        return loss_figures.figures(found, tried, facts.get(RUNG, {}), baseline, broken)
 
 
 class _Batch:
@@ -103,10 +108,18 @@ class _Batch:
             self.context.record(label, key, data)
 
     def sweep(self, runner: Runner, rungs: Sequence[Rung]) -> None:
+        """Every setting; one that breaks is no method's failure, and its record says why it has no figures."""
         for rung in rungs:
-            for key, data in self._stored(runner, rung.method).items():
-                facts = {"ladder": rung.ladder.name, "step": rung.step, "method": rung.method.label}
-                self.context.record(BASELINE, f"{RUNG}/{rung.ladder.name}={rung.step}/{key}", facts | _over_heads(data))
+            name = f"{RUNG}/{rung.ladder.name}={rung.step}"
+            facts = {"ladder": rung.ladder.name, "step": rung.step, "method": rung.method.label}
+            try:
+                stored = self._stored(runner, rung.method)
+            except Exception as error:
+                traceback.print_exc()
+                self.context.record(BASELINE, f"{name}/{BROKEN}", facts | {BROKEN: f"{type(error).__name__}: {error}"})
+                continue
+            for key, data in stored.items():
+                self.context.record(BASELINE, f"{name}/{key}", facts | _over_heads(data))
 
     def _stored(self, runner: Runner, method: Any) -> dict[str, dict[str, Any]]:
         """What the prompt reads as after ``method`` stored it, by window."""

@@ -17,16 +17,19 @@ Ladders = Mapping[tuple[str, Side], Sequence[Point]]
 """(what is turned, side) → its settings."""
 
 
-def figures(found: Mapping[str, Records], rungs: Records, ladders: Mapping[str, Any], baseline: str | None) -> list[Figure]:
+def figures(
+    found: Mapping[str, Records], rungs: Records, ladders: Mapping[str, Any], baseline: str | None, broken: Mapping[str, str]
+) -> list[Figure]:
     """Everything that the records so far can show.
 
     Args:
         found: Method → its records. rungs: Records of the sweep's settings.
         ladders: Name → ``title`` and ``sides`` of what is turned. baseline: Its label; it has no heat map.
+        broken: Settings of the sweep that could not be tried → why.
     """
     read = {label: of for label, of in found.items() if of and "k" in of[0]}
     points = _points(rungs, ladders)
-    tables = [_by_method(found), _boundaries(points, read), _sweep(points), _budgets(found)]
+    tables = [_by_method(found), _boundaries(points, read), _sweep(points, broken), _budgets(found)]
     grids = [_heat(label, of) for label, of in read.items() if label != baseline]
     return [*(table for table in tables if table.rows), *grids]
 
@@ -81,14 +84,15 @@ def _points(rungs: Records, ladders: Mapping[str, Any]) -> dict[tuple[str, Side]
     return found
 
 
-def _sweep(ladders: Ladders) -> Table:
+def _sweep(ladders: Ladders, broken: Mapping[str, str]) -> Table:
     rows = [
         [title, SIDE_NAMES[side], p.step, _times(p.factor), fixed(p.means.loss.cosine, 4), fixed(p.means.loss.relative, 4),
          fixed(p.means.worst_cosine, 4), str(p.means.worst_layer)]
         for (title, side), points in ladders.items() for p in points
     ]  # fmt: skip
     headings = ["turned", "side", "value", f"side {TIMES}", "cos", "rel", "worst layer's cos", "worst layer"]
-    notes = ("ranks: PCA of calibration text for each layer and KV head; bits: asymmetric, groups of 32",)
+    turned = "ranks: PCA of calibration text for each layer and KV head; bits: asymmetric, groups of 32"
+    notes = (turned, *(f"{label} could not be tried: {why}" for label, why in broken.items()))
     return Table("sweep", "Ranks and bits: what each leaves of K and of V", headings, rows, left=2, notes=notes)
 
 
