@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from telling import Told
 
 from kvbench.errors import CorpusError, UnknownName, UsageError
-from kvbench.evaluators.base import UnitContext, build
+from kvbench.evaluators.base import build
 from kvbench.evaluators.longbench import LongBench
 from kvbench.figures import Table
 from kvbench.harness.encoding import Ask
@@ -203,25 +204,6 @@ def test_a_prompt_beyond_the_models_positions_is_refused_before_the_run() -> Non
 def test_bad_parameters_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         evaluator_of(spec_of(None, **options))
-
-
-class Told(UnitContext):
-    """Keeps what an evaluator tells."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, dict[str, Any]]] = {}
-
-    def method_started(self, method: str) -> None: ...
-
-    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        self.records.setdefault(method, {})[key] = json.loads(json.dumps(data))
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        action()
-        return True
-
-    def is_alive(self, method: str) -> bool:
-        return True
 
 
 @pytest.mark.model

@@ -6,15 +6,16 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from telling import Told
 
 from kvbench.errors import CorpusError, UnknownName, UsageError
-from kvbench.evaluators.base import UnitContext, build
+from kvbench.evaluators.base import build
 from kvbench.evaluators.ruler import LLAMA2_AT_4K, Ruler, effective_context
 from kvbench.figures import Grid, Table
 from kvbench.harness.ruler import DoesNotFit, Made, Supplies, make
@@ -218,25 +219,6 @@ def test_tables_and_grids_are_of_the_records() -> None:
     assert found.fields["headline"] == {"ruler": (0.875 + 1.0) / 2}
     assert found.fields["ruler_effective_context"] == 1024
     assert [(m.metric, m.point, m.value) for m in found.measured] == [("score", "length=512", 0.875), ("score", "length=1024", 1.0)]
-
-
-class Told(UnitContext):
-    """Keeps what an evaluator tells."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, dict[str, Any]]] = {}
-
-    def method_started(self, method: str) -> None: ...
-
-    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        self.records.setdefault(method, {})[key] = json.loads(json.dumps(data))
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        action()
-        return True
-
-    def is_alive(self, method: str) -> bool:
-        return True
 
 
 @pytest.mark.model

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from telling import Told
 from torch import nn
 
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
@@ -18,7 +19,7 @@ from kvbench.engine.protocol import Runner
 from kvbench.engine.session import Session
 from kvbench.engine.tiny import make_tiny_model
 from kvbench.errors import CorpusError, UnknownName, UsageError
-from kvbench.evaluators.base import UnitContext, build
+from kvbench.evaluators.base import build
 from kvbench.evaluators.tasks import IN_A_UNIT, SHARDS, Tasks
 from kvbench.figures import Table
 from kvbench.harness.answering import reply
@@ -36,30 +37,6 @@ FEWSHOT, LONGEST = 2, 32
 """Of gsm8k, for both sides: its own 5 examples and 256 tokens would take minutes."""
 LAYERS = 4
 """The embedded model's first layers: its own weights, tokenizer and head, at a third of the time."""
-
-
-class Told(UnitContext):
-    """Keeps what an evaluator tells; ``breaks`` fail when they are asked alone, as in a worker."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, dict[str, Any]]] = {}
-        self.failed: set[str] = set()
-
-    def method_started(self, method: str) -> None: ...
-
-    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        self.records.setdefault(method, {})[key] = json.loads(json.dumps(data))
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        try:
-            action()
-        except ArithmeticError:
-            self.failed.add(method)
-            return False
-        return True
-
-    def is_alive(self, method: str) -> bool:
-        return method not in self.failed
 
 
 def harness_says(model: Any, tokenizer: Any, evaluator: Tasks, data_dir: Path) -> dict[str, Any]:
