@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_model() -> LoadedModel:
+def loaded_embedded_model() -> LoadedModel:
     """The embedded model in float32 on the CPU; skips where it is neither cached nor to be had."""
     from kvbench.errors import ModelError
     from kvbench.models import load_model
@@ -57,3 +57,11 @@ def embedded_model() -> LoadedModel:
         return load_model(ModelSpec(dtype="float32", device="cpu"), seed=0, progress=lambda stage, done, total: None)
     except ModelError as error:
         pytest.skip(f"the embedded model is not to be had here: {error.message}")
+
+
+@pytest.fixture
+def embedded_model(loaded_embedded_model: LoadedModel) -> Iterator[LoadedModel]:
+    """The embedded model with its own attention, whatever a test before this one, in any order, has set."""
+    own = loaded_embedded_model.model.config._attn_implementation
+    yield loaded_embedded_model
+    loaded_embedded_model.model.set_attn_implementation(own)

@@ -44,7 +44,7 @@ class NarrowAdaKV(AdaKV):
         return SnapKV(compression_ratio=self.compression_ratio, window=self.window)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def runner(embedded_model: Any) -> Runner:
     use_kvbench_attention(embedded_model.model)
     return Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions())

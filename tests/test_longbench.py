@@ -217,19 +217,15 @@ def test_a_run_on_the_embedded_model(embedded_model: LoadedModel, tmp_path: Path
     document = "The capital of France is Paris. " * 40
     mirror(mirror(tmp_path, "qasper", [row(["Paris"], None, document)] * 2), "multi_news", [row(["Paris is a capital."], None, document)])
     spec = spec_of(tmp_path, subsets="qasper+multi_news", samples=2, max_length=96, max_gen_toks=2, question="both")
-    before = embedded_model.model.config._attn_implementation
     use_kvbench_attention(embedded_model.model)
     runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions(embedded_model.dtype, "prefill", 64))
     session = Session(spec, {m.label: resolve(m, spec) for m in spec.methods}, embedded_model, runner, None)
     evaluator, told = evaluator_of(spec), Told()
-    try:
-        evaluator.check(spec)
-        facts = evaluator.prepare(session, silent)
-        units = evaluator.units(spec, list(session.methods))
-        for unit in units:
-            evaluator.run(unit, session, told)
-    finally:
-        embedded_model.model.set_attn_implementation(before)
+    evaluator.check(spec)
+    facts = evaluator.prepare(session, silent)
+    units = evaluator.units(spec, list(session.methods))
+    for unit in units:
+        evaluator.run(unit, session, told)
     assert len(units) == 4
     assert facts["prompts"] == {
         "qasper": {"asked": 2, "longest": 96, "shortened": 2}, "multi_news": {"asked": 1, "longest": 96, "shortened": 1},

@@ -230,18 +230,14 @@ def test_a_run_on_the_embedded_model(embedded_model: LoadedModel) -> None:
     from kvbench.methods.base import resolve
 
     spec = spec_of(tasks="niah_single_2+vt", lengths="384", samples=1, max_gen_toks=6, filler="reference")
-    before = embedded_model.model.config._attn_implementation
     use_kvbench_attention(embedded_model.model)
     runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions(embedded_model.dtype, "prefill", 384))
     session = Session(spec, {m.label: resolve(m, spec) for m in spec.methods}, embedded_model, runner, None)
     evaluator, told = evaluator_of(spec), Told()
-    try:
-        evaluator.check(spec)
-        facts = evaluator.prepare(session, silent)
-        for unit in evaluator.units(spec, list(session.methods)):
-            evaluator.run(unit, session, told)
-    finally:
-        embedded_model.model.set_attn_implementation(before)
+    evaluator.check(spec)
+    facts = evaluator.prepare(session, silent)
+    for unit in evaluator.units(spec, list(session.methods)):
+        evaluator.run(unit, session, told)
     assert facts["filler"] == "pydoc_data.topics"
     assert list(facts["left_out"]) == ["vt 384"]
     cells: list[Cell] = session.kept["ruler"].cells["niah_single_2", 384]

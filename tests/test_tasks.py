@@ -152,12 +152,8 @@ def test_the_baseline_gives_what_the_harness_gives(
     model, tokenizer = embedded_model.model, embedded_model.tokenizer
     if layers:
         model = shallow(model, layers)
-    before = model.config._attn_implementation
     theirs = harness_says(model, tokenizer, evaluator, data_dir)
-    try:
-        told = kvbench_says(evaluator, session_of(model, tokenizer, data_dir))
-    finally:
-        model.set_attn_implementation(before)
+    told = kvbench_says(evaluator, session_of(model, tokenizer, data_dir))
     assert len(told.records["baseline"]) == questions
     worst = check_equal(theirs, told, evaluator, within=lambda option: 64 * 2.0**-19 * len(tokenizer.encode(option)) ** 0.5)
     print(f"{name}: a log-likelihood differs by at most {worst:.1e}")
