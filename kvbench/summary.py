@@ -29,6 +29,9 @@ class Row:
         factor: Baseline bytes over stored bytes. stored_bytes: per sequence at the run's context.
         memory_bytes: Peak of the device's memory (NVML) or the worker's resident memory; ``memory_name`` says which.
         tokens_per_s, ttft_s: Decode speed and time to first token at the first timed point.
+        roofline_tokens_per_s, roofline_fraction: What the bytes read in a step allow there, and the share of it that is reached.
+        joules_per_token: Energy there. read_path: How stored bytes were read there, ``fused`` or ``reference``.
+        other_read_path: The same where it is not the baseline's, so that the two speeds form no ratio.
         target_bytes: What its budget asks ``stored_bytes`` to be. settings: What was turned to meet it, ``rank=12``.
         headline: The main scores of the run's evaluators, short name → value in 0–1, higher is better.
     """
@@ -53,6 +56,11 @@ class Row:
     memory_name: str | None = None
     tokens_per_s: float | None = None
     ttft_s: float | None = None
+    roofline_tokens_per_s: float | None = None
+    roofline_fraction: float | None = None
+    joules_per_token: float | None = None
+    read_path: str | None = None
+    other_read_path: str | None = None
     target_bytes: float | None = None
     settings: str = ""
     headline: Mapping[str, float] = field(default_factory=dict)

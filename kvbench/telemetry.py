@@ -161,6 +161,16 @@ def _power(index: int) -> float | None:
     return ask_device(index, lambda nvml, handle: nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0)
 
 
+def energy_joules(indices: Sequence[int]) -> float | None:
+    """Joules that torch's GPUs ``indices`` have used since their driver was loaded, by NVML's counter of millijoules.
+
+    ``None`` where there is no GPU or one of them has no counter (it came with Volta).
+    """
+    found = [ask_device(index, lambda nvml, handle: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))) for index in indices]
+    known = [millijoules for millijoules in found if millijoules is not None]
+    return sum(known) / 1000.0 if known and len(known) == len(found) else None
+
+
 _loaded: list[Any] = []
 """pynvml once it is initialised, or ``None`` once that failed: asked at most once a process."""
 

@@ -17,6 +17,7 @@ from kvbench.errors import ExitCode, KvbenchError, UnknownName, UsageError
 COMMANDS = {
     "run": "Compare compression methods on a model and a text.",
     "sweep": "Run methods at every combination of some parameters' values.",
+    "speed": "Time decoding beside what the bytes allow, or find what fits.",
     "list": "List methods, evaluators and suites, presets or corpora.",
     "compare": "Set one result against another, with tests.",
     "verify": "Check that a method does what it says.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,30 +24,38 @@ display = click.option(
     show_default=True,
     help="full: the dashboard; plain: lines and a table; json: the result on stdout; none. auto: full on a terminal, else plain.",
 )
-_QUESTION = (
-    click.option("--preset", metavar="NAME|FILE", help="A named set of values (kvbench list presets) or a .toml file.  [default: smollm2]"),
-    click.option("--model", metavar="ID", help="Hub id, local folder or .gguf file, in place of the preset's."),
-    click.option("--evals", metavar="LIST", help="A suite or evaluators: essential; perplexity,speed:batch=1+8,memory."),
-    click.option("--corpus", metavar="NAME|FILE", help="A named text (kvbench list corpora), .txt or .jsonl."),
-    click.option(
+_QUESTION = {
+    "preset": click.option(
+        "--preset", metavar="NAME|FILE", help="A named set of values (kvbench list presets) or a .toml file.  [default: smollm2]"
+    ),
+    "model": click.option("--model", metavar="ID", help="Hub id, local folder or .gguf file, in place of the preset's."),
+    "evals": click.option("--evals", metavar="LIST", help="A suite or evaluators: essential; perplexity,speed:batch=1+8,memory."),
+    "corpus": click.option("--corpus", metavar="NAME|FILE", help="A named text (kvbench list corpora), .txt or .jsonl."),
+    "data_dir": click.option(
         "--data-dir", type=click.Path(exists=True, file_okay=False), help="A mirror, looked at before the hub.  [env: KVBENCH_DATA]"
     ),
-    click.option("--samples", type=int, help="Windows to score."),
-    click.option("--context", type=int, help="Tokens that are prefilled and compressed."),
-    click.option("--continuation", type=int, help="Tokens that are scored after them."),
-    click.option("--stride", type=int, help="Tokens between window starts.  [default: context + continuation]"),
-    click.option("--compression-ratio", type=float, help="Fraction removed, for every method that has one: 0.75 is four times smaller."),
-    click.option("--budget", metavar="LIST", help="Bytes that every method is to meet: 4x, 14KiB/token, or several: 2x,4x,8x."),
-    click.option("--protocol", type=click.Choice(["prefill", "streaming"]), help="Compress after the context, or from the first token on."),
-    click.option("--chunk-size", type=int, help="Tokens a step when streaming; 1 is exact."),
-    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1."),
-    click.option("--dtype", type=DTYPES, help="Number format of weights and activations."),
-    click.option("--cache-dtype", type=DTYPES, help="Number format of the uncompressed cache."),
-    click.option("--batch-size", type=int, help="Windows scored at once."),
-    click.option("--seed", type=int, help="For random weights and random methods."),
-    click.option("--revision", metavar="REV", help="The model's revision on the hub."),
-    click.option("--random-weights", is_flag=True, default=None, help="Build the model from its config alone: speed and memory are real."),
-)
+    "samples": click.option("--samples", type=int, help="Windows to score."),
+    "context": click.option("--context", type=int, help="Tokens that are prefilled and compressed."),
+    "continuation": click.option("--continuation", type=int, help="Tokens that are scored after them."),
+    "stride": click.option("--stride", type=int, help="Tokens between window starts.  [default: context + continuation]"),
+    "compression_ratio": click.option(
+        "--compression-ratio", type=float, help="Fraction removed, for every method that has one: 0.75 is four times smaller."
+    ),
+    "budget": click.option("--budget", metavar="LIST", help="Bytes that every method is to meet: 4x, 14KiB/token, or several: 2x,4x,8x."),
+    "protocol": click.option(
+        "--protocol", type=click.Choice(["prefill", "streaming"]), help="Compress after the context, or from the first token on."
+    ),
+    "chunk_size": click.option("--chunk-size", type=int, help="Tokens a step when streaming; 1 is exact."),
+    "device": click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1."),
+    "dtype": click.option("--dtype", type=DTYPES, help="Number format of weights and activations."),
+    "cache_dtype": click.option("--cache-dtype", type=DTYPES, help="Number format of the uncompressed cache."),
+    "batch_size": click.option("--batch-size", type=int, help="Windows scored at once."),
+    "seed": click.option("--seed", type=int, help="For random weights and random methods."),
+    "revision": click.option("--revision", metavar="REV", help="The model's revision on the hub."),
+    "random_weights": click.option(
+        "--random-weights", is_flag=True, default=None, help="Build the model from its config alone: speed and memory are real."
+    ),
+}
 _OUTCOME = (
     click.option("--name", metavar="NAME", help="The run's folder under --output-dir.  [default: time and model]"),
     click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the result file there as well."),
@@ -59,7 +68,12 @@ _OUTCOME = (
 
 def question(command: F) -> F:
     """What a run asks, but for its methods."""
-    return _all(command, _QUESTION)
+    return _all(command, list(_QUESTION.values()))
+
+
+def question_without(*names: str) -> Callable[[F], F]:
+    """As :func:`question`, but for some of it."""
+    return partial(_all, found=[option for name, option in _QUESTION.items() if name not in names])
 
 
 def outcome(command: F) -> F:

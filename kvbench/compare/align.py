@@ -93,11 +93,13 @@ def _unread(pair: Pair) -> str | None:
 
 
 def _unlike(pair: Pair) -> str | None:
-    """The two files read the metric differently (another version's unit or evidence)."""
+    """The two files read the metric differently (another version's unit or evidence), or stored bytes by another path."""
     for name in ("unit", "evidence", "scale", "better"):
         one, other = getattr(pair.a, name), getattr(pair.b, name)
         if one != other:
             return f"{name} {one} in A, {other} in B"
+    if pair.a is not None and pair.b is not None and pair.a.read_path != pair.b.read_path:
+        return f"read path {pair.a.read_path or 'reference'} in A, {pair.b.read_path or 'reference'} in B"
     return None
 
 

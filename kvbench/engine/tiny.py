@@ -25,15 +25,15 @@ def make_tiny_config(family: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_tiny_model(family: str, dtype: torch.dtype | None = None, seed: int = 0) -> Any:
-    """A seeded random model of ``make_tiny_config``; float64 unless told, eval mode, no gradients.
+def make_tiny_model(family: str, dtype: torch.dtype | None = None, seed: int = 0, **changes: Any) -> Any:
+    """A seeded random model of ``make_tiny_config`` with ``changes``; float64 unless told, eval mode, no gradients.
 
     Weights are spread widely enough (standard deviation 0.2) that attention is far from uniform.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(**make_tiny_config(family))
+    config = AutoConfig.for_model(**make_tiny_config(family) | changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.plan import all_evaluators, resolve_methods, units_left
+from kvbench.engine.room import is_out_of_memory
 from kvbench.errors import ExitCode, KvbenchError, ResourceError, RunFailed
 from kvbench.evaluators.base import BASELINE, Evaluator, UnitContext
 from kvbench.state import RunState, Unit
@@ -122,7 +123,7 @@ def not_finite(data: Any, name: str = "value") -> str | None:
 def classify(error: Exception) -> tuple[str, str]:
     """(kind, one line): ``out of memory``, ``not finite`` or the exception's own name."""
     first = (str(error).strip() or "no message").splitlines()[0]
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "out of memory", first
     if isinstance(error, FloatingPointError):
         return "not finite", first

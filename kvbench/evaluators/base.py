@@ -60,6 +60,7 @@ class Measured:
         low, high: 95 % interval, if the evaluator gives one.
         samples: key → value of the raw repeats or per-sample scores.
         scale: ``log`` when ``samples`` are logarithms of ``value`` (perplexity and its NLL).
+        read_path: How stored bytes were read while a clock ran (``fused``), empty for the reference path and where none ran.
     """
 
     metric: str
@@ -72,6 +73,7 @@ class Measured:
     high: float | None = None
     samples: Mapping[str, float] = field(default_factory=dict)
     scale: Literal["linear", "log"] = "linear"
+    read_path: str = ""
 
 
 @dataclass(frozen=True)

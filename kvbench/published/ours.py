@@ -124,6 +124,8 @@ def _ratio(entry: Entry, own: Measured, reference: Measured | None) -> Ours | st
     """Ours over the baseline's, or for memory the baseline's over ours."""
     if reference is None or not reference.value or not own.value:
         return f"this run did not measure the baseline's {entry.metric.replace('_', ' ')}"
+    if own.read_path != reference.read_path:
+        return f"this run timed the method by another read path than the baseline ({own.read_path or 'reference'})"
     if entry.metric == "peak_memory":
         factor = reference.value / own.value
         return Ours(factor, baseline=1.0, change=100.0 * (factor - 1.0), metric=own.metric, point=own.point)

@@ -44,7 +44,7 @@ def _columns(found: Sequence[Row]) -> list[Column]:
         *(_headline(name) for name in dict.fromkeys(name for row in found for name in row.headline)),
         Column("factor", lambda r: None if r.factor is None else f"{fixed(r.factor, 2)}{TIMES}"),
         Column("stored\nMiB", lambda r: _text(r.stored_bytes, 2, 1 / MIB)),
-        Column("tokens\n/s", lambda r: _text(r.tokens_per_s, 1)),
+        Column("tokens\n/s", _speed),
         Column("TTFT\nms", lambda r: _text(r.ttft_s, 1, 1000)),
         Column(f"{names.pop() if len(names) == 1 else 'memory'}\nMiB", lambda r: _text(r.memory_bytes, 0, 1 / MIB)),
         Column("audit", _standing),
@@ -74,6 +74,12 @@ def _delta(row: Row) -> str | None:
     if row.delta_low is None or row.delta_high is None:
         return signed(row.delta_pct, 2, CELL)
     return f"{signed(row.delta_pct, 2, CELL)} [{signed(row.delta_low, 2, CELL)}, {signed(row.delta_high, 2, CELL)}]"
+
+
+def _speed(row: Row) -> str | None:
+    """Decode speed, with the path that read the bytes where the baseline was timed by another one."""
+    text = _text(row.tokens_per_s, 1)
+    return f"{text} ({row.other_read_path})" if text and row.other_read_path else text
 
 
 def _standing(row: Row) -> str | None:

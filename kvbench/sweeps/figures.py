@@ -43,9 +43,10 @@ METRICS = (
     Metric("tpot_s", "TPOT ms", 1, "lower", 1000.0, in_grids=False),
     Metric("tokens_per_s", "tokens/s", 1, "higher"),
 )
-_LEFT_OUT = frozenset(
-    {"ece", "stored_bytes", "memory_stored_bytes", "prefill_s", "compress_s", "resident_bytes", "gpu_used_bytes", "allocator_peak_bytes"}
-)
+_LEFT_OUT = frozenset({
+    "ece", "stored_bytes", "memory_stored_bytes", "prefill_s", "compress_s", "resident_bytes", "gpu_used_bytes", "allocator_peak_bytes",
+    "roofline_tokens_per_s", "prepare_s", "capture_s", "flush_s",
+})  # fmt: skip
 _CELL = 6
 """Characters of a change beyond which it gives up decimals."""
 _OTHERS = 6

@@ -13,6 +13,8 @@ from kvbench.tui.facts import is_ranked
 Best = Literal["lowest", "highest"]
 GAP = 2
 _MEMORY_TITLES = {"GPU": "GPU MiB", "allocator": "PyT MiB", "resident": "RSS MiB"}
+OTHER_PATH = "*"
+"""Behind a speed that was timed by another read path than the baseline's; the details panel says which."""
 WIDE = 100.0
 """Half of an interval that says no more than that there are too few samples."""
 METHOD_WIDTH = (14, 24)
@@ -108,6 +110,16 @@ def _headline(name: str) -> Column:
     return _column(f"headline:{name}", title, max(6, len(title)), 3, lambda r: _over(r.headline.get(name), 0.01), 1, meaning, "highest")
 
 
+def _speed() -> Column:
+    """Decode speed; a mark behind it says that the baseline was timed by another read path."""
+
+    def text(row: Row) -> str:
+        found = row.tokens_per_s
+        return NONE if found is None else f"{fixed(found, 1, 6)}{OTHER_PATH}" if row.other_read_path else fixed(found, 1, 7)
+
+    return Column("speed", "tok/s", 7, 7, lambda r: r.tokens_per_s, text, "highest", "decode speed at the first timed point")
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
     """All columns, left to right."""
     return [
@@ -121,7 +133,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _column("factor", "factor", 6, 2, lambda r: r.factor, 2, "baseline bytes ÷ stored bytes: 4 is 4 times smaller", "highest", TIMES),
         _column("stored", "KV MiB", 6, 5, lambda r: _over(r.stored_bytes, MIB), 2, "bytes stored to answer the next query", "lowest"),
         _column("memory", _memory_title(rows), 7, 9, lambda r: _over(r.memory_bytes, MIB), 0, "GPU (NVML) or worker (RSS) at its peak"),
-        _column("speed", "tok/s", 7, 7, lambda r: r.tokens_per_s, 1, "decode speed at the first timed point", "highest"),
+        _speed(),
         _column("ttft", "TTFT ms", 7, 8, lambda r: _over(r.ttft_s, 0.001), 1, "time to first token: prefill and compression", "lowest"),
         Column("audit", "audit", 9, 11, lambda _: None, lambda r: r.audit or NONE, meaning="what the bytes that attention reads really do"),
     ]  # fmt: skip

@@ -78,6 +78,14 @@ def _figures(row: Row, palette: Palette, width: int) -> Text | None:
         ("perplexity", fixed(row.perplexity, 3), _interval(row.perplexity_low, row.perplexity_high, ""), row.perplexity),
         ("ΔPPL", f"{signed(row.delta_pct, 2)} %", _interval(row.delta_low, row.delta_high, "+"), row.delta_pct),
         ("TTFT", f"{fixed((row.ttft_s or 0) * 1000, 1)} ms", "", row.ttft_s),
+        ("decode", f"{fixed(row.tokens_per_s, 1)} tok/s", _path(row), row.other_read_path or row.roofline_fraction),
+        (
+            "roofline",
+            f"{fixed(100 * (row.roofline_fraction or 0), 1)} %",
+            f"of {fixed(row.roofline_tokens_per_s, 1)} tok/s",
+            row.roofline_fraction,
+        ),
+        ("energy", f"{fixed(row.joules_per_token, 3)} J", "a token", row.joules_per_token),
         (row.memory_name or "memory", size(row.memory_bytes), "peak", row.memory_bytes),
     ]
     pairs += [(name, f"{fixed(value * 100, 1)} %", "main score", value) for name, value in row.headline.items()]
@@ -92,6 +100,11 @@ def _figures(row: Row, palette: Palette, width: int) -> Text | None:
         if 26 + len(aside) <= width:
             text.append(f"  {aside}", palette.dim)
     return text or None
+
+
+def _path(row: Row) -> str:
+    """How stored bytes were read while the clock ran."""
+    return f"{row.read_path} path" + (", not the baseline's" if row.other_read_path else "")
 
 
 def _interval(low: float | None, high: float | None, sign: str) -> str:

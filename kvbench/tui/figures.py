@@ -106,9 +106,9 @@ def _figures(state: RunState, name: str) -> Sequence[Figure]:
     return figures(replace(state, spec=alone)).get(name, ())
 
 
-def shows_figures(state: RunState) -> bool:
-    """Whether an evaluator of the run has figures of its own."""
-    return any(type(evaluator).figures is not Evaluator.figures for evaluator in known_evaluators(state))
+def shows_figures(state: RunState, but: Sequence[str] = ()) -> bool:
+    """Whether an evaluator of the run, other than those of ``but``, has figures of its own."""
+    return any(type(e).figures is not Evaluator.figures for e in known_evaluators(state) if e.name not in but)
 
 
 def sound(figure: Figure) -> Figure:

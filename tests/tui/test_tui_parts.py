@@ -19,12 +19,14 @@ from kvbench.tui.axes import Scale, padded
 from kvbench.tui.canvas import Canvas, bar, spark
 from kvbench.tui.colours import method_colours
 from kvbench.tui.columns import best_labels, columns, ordered, plan
+from kvbench.tui.details import details
 from kvbench.tui.feed import LAPSE_SECONDS, LapseFeed
-from kvbench.tui.plots.scene import spread
+from kvbench.tui.plots.scene import Scene, spread
+from kvbench.tui.plots.speed import draw_speed
 from kvbench.tui.reading import Reading
 from kvbench.tui.rows import LiveRows
 from kvbench.tui.svg import tidy
-from kvbench.tui.theme import NIGHT, PAPER
+from kvbench.tui.theme import NIGHT, PAPER, THEMES, Palette
 
 
 @pytest.mark.parametrize(
@@ -207,3 +209,23 @@ def test_the_style_sheet_lies_beside_the_code() -> None:
 
 def test_the_made_up_run_asks_for_what_it_records() -> None:
     assert [m.label for m in spec().methods] == list(FIGURES)
+
+
+def test_speed_shows_the_rooflines_share_and_forms_no_ratio_with_another_read_path() -> None:
+    state = replay(list(events()))
+    timed = [replace(r, roofline_fraction=0.8, roofline_tokens_per_s=302.4, joules_per_token=0.31, read_path="fused") for r in rows(state)]
+    timed = [replace(r, read_path="reference", other_read_path="reference") if r.label == "tova" else r for r in timed]
+    palette = Palette.of(THEMES[0].to_color_system().generate(), True)
+    scene = Scene(state, timed, palette, method_colours([r.label for r in timed], dark=True), selected="tova")
+    canvas = Canvas(90, 20)
+    draw_speed(canvas, scene)
+    lines = [strip.text.rstrip() for strip in canvas.strips()]
+    assert lines[0].endswith("× baseline  roofline")
+    assert next(line for line in lines if "snapkv" in line).endswith("1.05×    80.0 %")
+    assert next(line for line in lines if "tova" in line).endswith("ref path    80.0 %")
+    text = details(scene, 70).plain
+    assert "reference path, not the baseline's" in text
+    assert "80.0 %" in text
+    assert "of 302.4 tok/s" in text
+    (column,) = [c for c in columns(timed) if c.key == "speed"]
+    assert [r.label for r in timed if column.text(r).endswith("*")] == ["tova"]

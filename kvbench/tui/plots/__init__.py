@@ -54,7 +54,7 @@ def opening(state: RunState) -> str:
     for evaluator, plot in (("perplexity", "pareto"), ("needle", "grid")):
         if evaluator in measured or not measured:
             return plot
-    return "scores" if shows_figures(state) else "speed" if "speed" in measured else "memory"
+    return "scores" if shows_figures(state, but=("speed",)) else "speed" if "speed" in measured else "memory"
 
 
 __all__ = ["PLOTS", "Plot", "Scene", "View", "opening"]

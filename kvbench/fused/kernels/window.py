@@ -1,0 +1,128 @@
+"""The window of newest tokens: a step's token stored, its leaver's values coded, keys flushed, and the window read.
+
+See :mod:`kvbench.fused.window` for what lies where.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvbench.fused.kernels.write import _put_values, _turned
+
+
+@triton.jit
+def append(
+    q, k, v, cos, sin, q_weight, k_weight, q_out, keys, ring, values, v_scale, v_zero, first, held, counter,
+    eps, q_row, k_row, v_row, rope_row, pairs, v_stride,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, R: tl.constexpr,
+    ROPE: tl.constexpr, NORM: tl.constexpr, T: tl.constexpr, SIZE: tl.constexpr,
+    V_BITS: tl.constexpr, V_GROUPS: tl.constexpr, V_SYMMETRIC: tl.constexpr, V_PAIRED: tl.constexpr, V_WORD: tl.constexpr,
+):  # fmt: skip
+    """As :func:`kvbench.fused.kernels.write.append`, into a window of ``SIZE`` tokens.
+
+    keys ``[2, pairs, 2 SIZE, D]``, ring ``[pairs, 2 SIZE, DV]``; values, v_scale, v_zero, first: the region of codes.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    d = tl.arange(0, D)
+    if head < HEADS:
+        x = _turned(q + row * q_row + head * D, q_weight, cos + row * rope_row, sin + row * rope_row, eps, D, R, ROPE, NORM)
+        tl.store(q_out + (row * HEADS + head) * D + d, x)
+    else:
+        own = head - HEADS
+        pair = row * KV_HEADS + own
+        token = tl.load(held + pair) + tl.load(counter)
+        e = tl.arange(0, DV)
+        leaver = token - SIZE
+        if leaver >= 0:
+            left = tl.load(ring + (pair * 2 * SIZE + leaver % (2 * SIZE)) * DV + e)
+            slot = tl.load(first + pair) + leaver
+            _put_values(left, values, v_scale, v_zero, slot, v_stride, DV, T, V_BITS, V_GROUPS, V_SYMMETRIC, V_PAIRED, V_WORD)
+        x = _turned(k + row * k_row + own * D, k_weight, cos + row * rope_row, sin + row * rope_row, eps, D, R, ROPE, NORM)
+        place = pair * 2 * SIZE + token % (2 * SIZE)
+        tl.store(keys + (pairs * 2 * SIZE + place) * D + d, x)
+        tl.store(ring + place * DV + e, tl.load(v + row * v_row + own * DV + e))
+
+
+@triton.jit
+def flush(
+    keys, codes, k_scale, k_zero, first, held, counter, pairs,
+    D: tl.constexpr, SIZE: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, WORD: tl.constexpr,
+):  # fmt: skip
+    """Code the ``program_id(1)``-th ``SPAN`` of the newest ``SIZE`` keys of pair ``program_id(0)``, a scale a channel."""
+    pair = tl.program_id(0).to(tl.int64)
+    token = tl.load(held + pair) + tl.load(counter) - SIZE + tl.program_id(1) * SPAN
+    t = tl.arange(0, SPAN)
+    d = tl.arange(0, D)
+    type = keys.dtype.element_ty
+    place = (pair * 2 * SIZE + (token + t) % (2 * SIZE))[:, None] * D + d[None, :]
+    x = tl.load(keys + pairs * 2 * SIZE * D + place).to(tl.float32)
+    LEVELS: tl.constexpr = (1 << BITS) - 1
+    if SYMMETRIC:
+        scale = tl.div_rn(tl.max(tl.abs(x), 0), tl.full([D], (1 << (BITS - 1)) - 1, tl.float32)).to(type)
+        zero = tl.zeros([D], type)
+        base = 1 << (BITS - 1)
+    else:
+        zero = tl.min(x, 0).to(type)
+        scale = tl.div_rn(tl.max(x, 0) - zero.to(tl.float32), tl.full([D], LEVELS, tl.float32)).to(type)
+        base = 0
+    step = scale.to(tl.float32)
+    divisor = tl.broadcast_to(tl.where(step == 0.0, 1.0, step)[None, :], [SPAN, D])
+    code = (tl.div_rn(x - zero.to(tl.float32)[None, :], divisor) + base + 12582912.0) - 12582912.0  # to the nearest, ties to even
+    code = tl.minimum(tl.maximum(code, 0.0), LEVELS)
+    read = (code - base) * step[None, :] + zero.to(tl.float32)[None, :]
+    tl.store(keys + place, read.to(type))
+    P: tl.constexpr = WORD // BITS
+    dealt = tl.reshape(code.to(tl.int32), [SPAN, P, D // P]) << (tl.arange(0, P) * BITS)[None, :, None]
+    slot = tl.load(first + pair) + token
+    w = tl.arange(0, D // P)
+    tl.store(codes + (slot + t)[:, None] * (D // P) + w[None, :], tl.sum(dealt, 1).to(codes.dtype.element_ty))
+    at = (slot // SPAN) * D + d
+    if PAIRED:
+        low = scale.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        tl.store(k_scale + at, low | (zero.to(tl.int16, bitcast=True).to(tl.int32) << 16))
+    else:
+        tl.store(k_scale + at, scale)
+        if not SYMMETRIC:
+            tl.store(k_zero + at, zero)
+
+
+@triton.jit(do_not_specialize=["slots", "base"])
+def read(
+    q, keys, ring, held, counter, part, stat, scaling, slots, base, pairs,
+    GROUP: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, T: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """The window of pair ``program_id(0)`` as one part; N columns of ``part`` and ``stat`` as :func:`kvbench.fused.kernels.read.split`'s."""
+    pair = tl.program_id(0).to(tl.int64)
+    n = tl.load(held + pair) + tl.load(counter) + 1
+    begin = tl.maximum(n - SIZE, 0)
+    flushed = (n - 1) // SIZE * SIZE
+    type = q.dtype.element_ty
+    t = tl.arange(0, T)
+    g = tl.arange(0, ROWS)
+    d = tl.arange(0, D)
+    e = tl.arange(0, DV)
+    queries = tl.load(q + (pair * GROUP + g)[:, None] * D + d[None, :], mask=(g < GROUP)[:, None], other=0.0)
+    best = tl.full([ROWS], -float("inf"), tl.float32)
+    mass = tl.zeros([ROWS], tl.float32)
+    out = tl.zeros([ROWS, DV], tl.float32)
+    for low in range(begin, n, T):
+        token = low + t
+        inside = token < n
+        place = pair * 2 * SIZE + token % (2 * SIZE)
+        dense = tl.where(token >= flushed, pairs * 2 * SIZE, 0)
+        k = tl.load(keys + (dense + place)[None, :] * D + d[:, None], mask=inside[None, :], other=0.0)
+        v = tl.load(ring + place[:, None] * DV + e[None, :], mask=inside[:, None], other=0.0)
+        s = tl.dot(queries, k, input_precision="ieee") * scaling
+        s = tl.where(inside[None, :], s, -float("inf"))
+        higher = tl.maximum(best, tl.max(s, 1))
+        decay = tl.exp2(best - higher)
+        p = tl.exp2(s - higher[:, None])
+        best = higher
+        mass = mass * decay + tl.sum(p, 1)
+        out = tl.dot(p.to(type), v, out * decay[:, None], input_precision="ieee")
+    place = pair * slots + base
+    tl.store(part + (place * N + g)[:, None] * DV + e[None, :], out, mask=(g < N)[:, None])
+    tl.store(stat + place * 2 * N + g, best, mask=g < N)
+    tl.store(stat + (place * 2 + 1) * N + g, mass, mask=g < N)

@@ -1,0 +1,239 @@
+"""The kernels of one layer's step, with their grids and buffers fixed, so that a graph may capture them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import e as EULER
+from math import log2
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kvbench.fused.layout import TILE, Deal
+from kvbench.fused.storage import Plane, Region
+
+if TYPE_CHECKING:
+    from kvbench.fused.layer import FusedLayer
+    from kvbench.fused.window import Window
+
+LOG2_E = log2(EULER)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How one kernel is compiled and how far its work is split.
+
+    Attributes:
+        warps, stages: Of a program. programs: On one multiprocessor at a time, about.
+        registers: Most of a thread; 0 leaves it to the compiler.
+    """
+
+    warps: int
+    stages: int
+    programs: int
+    registers: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As Triton takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages} | ({"maxnreg": self.registers} if self.registers else {})
+
+
+DENSE_TUNING = Tuning(warps=4, stages=3, programs=6)
+BYTES_TUNING = Tuning(warps=1, stages=3, programs=8)
+CODED_TUNING = Tuning(warps=1, stages=3, programs=12, registers=200)
+
+
+def tuning_of(region: Region) -> Tuning:
+    """What was fastest for the region's formats on an H200."""
+    if region.is_dense:
+        return DENSE_TUNING
+    return BYTES_TUNING if 8 in (region.keys.form.bits, region.values.form.bits) else CODED_TUNING
+
+
+WAVES = 2
+"""Rounds of programs that a device is given, so that the last does not wait for one."""
+SHORTEST = 128
+"""Tokens below which a part is not split further."""
+
+
+class Launch:
+    """Everything that :meth:`step` starts.
+
+    Args:
+        layer: Its regions, heads and scale. reserve: Tokens that will be appended at most.
+        tunings: One a region, where others than the fastest known are wanted.
+    """
+
+    def __init__(self, layer: FusedLayer, reserve: int, tunings: Sequence[Tuning] = ()) -> None:
+        self.layer = layer
+        region = layer.growing
+        self.device, self.dtype = region.first.device, region.dtype
+        self.pairs = len(region.held)
+        self.batch, self.group = self.pairs // layer.kv_heads, layer.heads // layer.kv_heads
+        self.tunings = list(tunings) or [tuning_of(region) for region in layer.regions]
+        self.splits = [split_count(r, t, self.pairs, reserve, self.device) for r, t in zip(layer.regions, self.tunings, strict=True)]
+        self.slots = sum(self.splits) + (layer.window is not None)
+        self.columns = max(_power(self.group), 16 if any(r.is_dense for r in layer.regions) else 8)
+        width = layer.value_dim
+        self.part = shared_buffer(self.device, "part", self.pairs * self.slots * self.columns * width)
+        self.stat = shared_buffer(self.device, "stat", self.pairs * self.slots * 2 * self.columns)
+        self.nothing = torch.zeros(1, dtype=self.dtype, device=self.device)
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor] | None = None, norms: tuple[Tensor, Tensor] | None = None,
+        eps: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """Rows ``[B, Hq·D]``, ``[B, Hkv·D]`` and ``[B, Hkv·value_dim]`` → ``[B, Hq·value_dim]``."""
+        return self.read(self._append(q, k, v, turn, norms, eps))
+
+    def read(self, queries: Tensor) -> Tensor:
+        """Queries ``[B, Hq·D]``, or by heads, over all that is stored, the step's own token included → ``[B, Hq·value_dim]``."""
+        layer, slot = self.layer, 0
+        for region, tuning, splits in zip(layer.regions, self.tunings, self.splits, strict=True):
+            (self._split_dense if region.is_dense else self._split)(queries, region, tuning, splits, slot)
+            slot += splits
+        if layer.window is not None:
+            self._read_window(queries, layer.window, slot)
+        return self._combine(queries)
+
+    def _append(
+        self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor] | None, norms: tuple[Tensor, Tensor] | None, eps: float
+    ) -> Tensor:
+        from kvbench.fused.kernels.write import append
+
+        layer, region = self.layer, self.layer.growing
+        out = torch.empty(self.batch, layer.heads, layer.head_dim, dtype=q.dtype, device=q.device)
+        cos, sin = turn or (self.nothing, self.nothing)
+        q_weight, k_weight = norms or (self.nothing, self.nothing)
+        rows = (q.stride(0), k.stride(0), v.stride(0), cos.stride(0) if cos.ndim == 2 and cos.shape[0] > 1 else 0)
+        shape = {"HEADS": layer.heads, "KV_HEADS": layer.kv_heads, "D": layer.head_dim, "DV": layer.value_dim, "R": cos.shape[-1]}
+        shape |= {"ROPE": turn is not None, "NORM": norms is not None, "T": TILE} | _format("V", region.values, region.values.form.column)
+        shape |= {"num_warps": 1, "enable_fp_fusion": False}  # what is rounded twice in the model is rounded twice here
+        if layer.window is not None:
+            self._append_to_window(layer.window, (q, k, v, cos, sin, q_weight, k_weight, out), eps, rows, shape)
+            return out
+        append[(self.batch, layer.heads + layer.kv_heads)](
+            q, k, v, cos, sin, q_weight, k_weight, out, *self._side(region.keys), *self._side(region.values),
+            region.first, region.held, layer.counter, eps, *rows, *self._strides(region), DV_WIDE=_power(layer.value_dim),
+            **_format("K", region.keys, region.keys.form.row), **shape,
+        )  # fmt: skip
+        return out
+
+    def _append_to_window(self, window: Window, given: tuple[Tensor, ...], eps: float, rows: tuple[int, ...], shape: dict[str, Any]) -> None:
+        from kvbench.fused.kernels.window import append
+
+        layer, coded = self.layer, window.coded
+        append[(self.batch, layer.heads + layer.kv_heads)](
+            *given, window.keys, window.values, *self._side(coded.values), coded.first, window.held, layer.counter, eps, *rows, self.pairs,
+            self._strides(coded)[1], SIZE=window.size, **shape,
+        )  # fmt: skip
+
+    def _read_window(self, q: Tensor, window: Window, slot: int) -> None:
+        from kvbench.fused.kernels.window import read
+
+        layer = self.layer
+        read[(self.pairs,)](
+            q, window.keys, window.values, window.held, layer.counter, self.part, self.stat, layer.scaling * LOG2_E, self.slots, slot,
+            self.pairs, GROUP=self.group, N=self.columns, ROWS=max(16, self.columns), D=layer.head_dim, DV=layer.value_dim, T=TILE,
+            SIZE=window.size, num_warps=4, num_stages=2,
+        )  # fmt: skip
+
+    def flush(self, window: Window) -> None:
+        """Code the newest keys of a window; due when it holds as many as it may."""
+        from kvbench.fused.kernels.window import flush
+
+        keys = window.coded.keys
+        form = _format("K", keys, keys.form.row)
+        flush[(self.pairs, window.size // keys.form.span)](
+            window.keys, *self._side(keys), window.coded.first, window.held, self.layer.counter, self.pairs, D=self.layer.head_dim,
+            SIZE=window.size, SPAN=keys.form.span, **{name[2:]: value for name, value in form.items() if name != "K_GROUPS"}, num_warps=4,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+
+    def _split(self, q: Tensor, region: Region, tuning: Tuning, splits: int, slot: int) -> None:
+        from kvbench.fused.kernels.read import split
+
+        layer = self.layer
+        split[(self.pairs, splits)](
+            q, *self._side(region.keys), *self._side(region.values), region.first, region.held, layer.counter, self.part, self.stat,
+            layer.scaling * LOG2_E, self.slots, slot, *self._strides(region), GROUP=self.group, N=self.columns, D=layer.head_dim,
+            DV=layer.value_dim, T=TILE, GROWS=region.grows, FAST=self._is_fast, K_SPAN=region.keys.form.span, LAG=region.lag,
+            **_format("K", region.keys, region.keys.form.row), **_format("V", region.values, region.values.form.column), **tuning.options,
+        )  # fmt: skip
+
+    def _split_dense(self, q: Tensor, region: Region, tuning: Tuning, splits: int, slot: int) -> None:
+        from kvbench.fused.kernels.read import split_dense
+
+        layer = self.layer
+        split_dense[(self.pairs, splits)](
+            q, region.keys.numbers, region.values.numbers, region.first, region.held, layer.counter, self.part, self.stat,
+            layer.scaling * LOG2_E, self.slots, slot, GROUP=self.group, N=self.columns, D=layer.head_dim, DV=layer.value_dim,
+            DV_WIDE=_power(layer.value_dim), T=TILE, GROWS=region.grows,
+            **tuning.options,
+        )  # fmt: skip
+
+    def _combine(self, like: Tensor) -> Tensor:
+        from kvbench.fused.kernels.read import combine
+
+        layer = self.layer
+        out = torch.empty(self.batch, layer.heads * layer.value_dim, dtype=like.dtype, device=like.device)
+        combine[(self.batch * layer.heads,)](
+            self.part, self.stat, out, self.slots, GROUP=self.group, N=self.columns, DV=layer.value_dim, WIDE=_power(layer.value_dim),
+            ROUNDED=_power(self.slots), num_warps=4 if self.slots > 16 else 1,
+        )  # fmt: skip
+        return out
+
+    def _side(self, plane: Plane) -> tuple[Tensor, Tensor, Tensor]:
+        scales = self.nothing if plane.scales is None else plane.scales
+        return plane.numbers, scales, self.nothing if plane.zeros is None else plane.zeros
+
+    @staticmethod
+    def _strides(region: Region) -> tuple[int, int]:
+        return tuple(0 if p.scales is None else p.scales.stride(0) for p in (region.keys, region.values))  # type: ignore[return-value]
+
+    @property
+    def _is_fast(self) -> bool:
+        return self.dtype == torch.bfloat16 and self.device.type == "cuda"
+
+
+def _format(side: str, plane: Plane, deal: Deal) -> dict[str, Any]:
+    form = plane.form
+    named = {"BITS": form.bits, "GROUPS": form.groups, "SYMMETRIC": form.symmetric, "PAIRED": plane.paired, "WORD": deal.word}
+    return {f"{side}_{name}": value for name, value in named.items()}
+
+
+def _power(n: int) -> int:
+    """The least power of two that is at least ``n``."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def split_count(region: Region, tuning: Tuning, pairs: int, reserve: int, device: torch.device) -> int:
+    """Parts of each pair's tokens: enough programs for the device, none shorter than is worth starting."""
+    longest = region.longest + (reserve if region.grows else 0)
+    wanted = -(-WAVES * tuning.programs * _multiprocessors(device) // pairs)
+    return max(1, min(wanted, longest // max(SHORTEST, TILE)))
+
+
+@lru_cache(maxsize=8)
+def _multiprocessors(device: torch.device) -> int:
+    """1 where there are none to fill."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+_buffers: dict[tuple[torch.device, str], Tensor] = {}
+
+
+def shared_buffer(device: torch.device, name: str, size: int) -> Tensor:
+    """Float32 scratch that all layers of a device use in turn; grown where it is too small.
+
+    A graph that was captured with a smaller one keeps that alive itself.
+    """
+    key = (device, name)
+    held = _buffers.get(key)
+    if held is None or held.numel() < size:
+        held = _buffers[key] = torch.empty(size, dtype=torch.float32, device=device)
+    return held

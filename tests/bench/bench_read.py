@@ -1,0 +1,149 @@
+"""How near its memory's limit each read kernel comes, by format: bytes read over time, and over a copy's in the same run.
+
+One layer of Qwen2.5-7B's shape (28 query and 4 KV heads of 128), filled at random, larger than any cache. ``--tune``
+times several ways of compiling each kernel. Needs a GPU.
+
+    python tests/bench/bench_read.py [--batch 32] [--context 32768] [--tune]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from kvbench.engine.roofline import copy_bandwidth
+from kvbench.fused import launch as launching
+from kvbench.fused.layout import TILE, Format
+from kvbench.fused.storage import Plane, Region
+
+HEADS, KV_HEADS, SIZE = 28, 4, 128
+IN_A_GRAPH = 8
+FORMATS: dict[str, tuple[Format, Format]] = {
+    "bf16": (Format(SIZE), Format(SIZE)),
+    "bf16, V rank 64": (Format(SIZE), Format(64)),
+    "int8": (Format(SIZE, 8, 128), Format(SIZE, 8, 128)),
+    "int4, groups of 64": (Format(SIZE, 4, 64, False), Format(SIZE, 4, 64, False)),
+    "int4, groups of 32": (Format(SIZE, 4, 32, False), Format(SIZE, 4, 32, False)),
+    "int2, groups of 64": (Format(SIZE, 2, 64, False), Format(SIZE, 2, 64, False)),
+    "int2, groups of 32": (Format(SIZE, 2, 32, False), Format(SIZE, 2, 32, False)),
+    "K int8, V int4": (Format(SIZE, 8, 128), Format(SIZE, 4, 64, False)),
+}
+
+
+def plane(form: Format, slots: int, *, is_value: bool) -> Plane:
+    """Random numbers of ``slots`` tokens."""
+    if form.bits == 16:
+        return Plane(form, torch.randn(slots, form.width, device="cuda", dtype=torch.bfloat16))
+    deal = form.column if is_value else form.row
+    shape = (slots // TILE, form.width, TILE // deal.planes) if is_value else (slots, form.width // deal.planes)
+    words = torch.randint(-(1 << (deal.word - 1)), 1 << (deal.word - 1), shape, device="cuda", dtype=deal.dtype)
+    scales = torch.rand(form.groups, slots, device="cuda", dtype=torch.bfloat16) / (1 << form.bits)
+    if form.symmetric:
+        return Plane(form, words, scales)
+    return Plane(form, words, torch.stack((scales, scales), -1).view(torch.int32)[..., 0])
+
+
+def region(forms: tuple[Format, Format], batch: int, context: int) -> Region:
+    pairs, room = batch * KV_HEADS, -(-(context + 64) // TILE) * TILE
+    first = torch.arange(pairs, device="cuda") * room
+    held = torch.full((pairs,), context, device="cuda", dtype=torch.int32)
+    keys, values = plane(forms[0], pairs * room, is_value=False), plane(forms[1], pairs * room, is_value=True)
+    return Region(first, held, pairs * context, context, True, keys, values, torch.bfloat16)
+
+
+def layer(held: Region) -> Any:
+    counter = torch.zeros(1, dtype=torch.int32, device="cuda")
+    return SimpleNamespace(
+        heads=HEADS, kv_heads=KV_HEADS, head_dim=SIZE, value_dim=held.values.form.width, scaling=SIZE**-0.5, counter=counter,
+        regions=[held], growing=held,
+    )  # fmt: skip
+
+
+def seconds(action: Callable[[], Any], repeats: int) -> list[float]:
+    """Of one call among ``IN_A_GRAPH`` that are replayed together, so that starting them costs nothing."""
+    for _ in range(2):
+        action()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(IN_A_GRAPH):
+            action()
+    times = []
+    for _ in range(repeats + 1):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / IN_A_GRAPH)
+    return times[1:]
+
+
+def tunings(held: Region, *, tune: bool) -> Iterator[launching.Tuning]:
+    own = launching.tuning_of(held)
+    yield own
+    if not tune:
+        return
+    if held.is_dense:
+        for warps, stages, programs in ((4, 2, 4), (4, 4, 2), (2, 3, 3), (2, 4, 2), (8, 3, 3), (4, 3, 6)):
+            yield replace(own, warps=warps, stages=stages, programs=programs)
+        return
+    for stages in (2, 3):
+        for registers in (0, 200, 168):
+            for programs in (8, 12):
+                if (stages, registers, programs) != (own.stages, own.registers, own.programs):
+                    yield replace(own, stages=stages, registers=registers, programs=programs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--context", type=int, default=32768)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--only", default="")
+    asked = parser.parse_args()
+    limit = copy_bandwidth(torch.device("cuda"))
+    rows = []
+    for name, forms in FORMATS.items():
+        if asked.only and name not in asked.only.split(";"):
+            continue
+        held = region(forms, asked.batch, asked.context)
+        one = layer(held)
+        for tuning in tunings(held, tune=asked.tune):
+            try:
+                started = launching.Launch(one, 32, [tuning])
+                query = torch.randn(asked.batch, HEADS * SIZE, device="cuda", dtype=torch.bfloat16)
+                times = seconds(lambda: started.read(query), asked.repeats)  # noqa: B023
+            except Exception as error:  # a candidate that does not compile is a row, not the end
+                rows.append([name, str(tuning), repr(error)[:60]])
+                continue
+            median, size = statistics.median(times), held.read_bytes(1)
+            rows.append(
+                [
+                    name,
+                    f"{tuning.warps}w {tuning.stages}s {tuning.programs}p {tuning.registers}r",
+                    size / 1e6,
+                    started.splits[0],
+                    median * 1e6,
+                    (max(times) - min(times)) * 1e6,
+                    size / median / 1e12,
+                    size / median / limit,
+                ]
+            )
+        del held, one
+        torch.cuda.empty_cache()
+    print(f"{torch.cuda.get_device_name()}, copy {limit / 1e12:.2f} TB/s, batch {asked.batch}, context {asked.context}")
+    print(tabulate(rows, ["format", "tuning", "MB", "parts", "µs", "spread µs", "TB/s", "of copy"], floatfmt=".2f"))
+    print(json.dumps({"copy": limit, "batch": asked.batch, "context": asked.context, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

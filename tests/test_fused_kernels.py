@@ -1,0 +1,179 @@
+"""Every kernel of the fused path against plain PyTorch: codes bit for bit, attention against float64 over what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import pytest
+import torch
+from interpreting import DEVICE, INTERPRETED
+from torch import Tensor
+
+from kvbench.caches.layer import LayerContext
+from kvbench.fused import launch, oracle
+from kvbench.fused.layer import FusedLayer, regions_of
+from kvbench.fused.layout import TILE
+from kvbench.methods.base import resolve
+from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 1.5e-2}
+"""Relative, in the norm, over 128 tokens; rounding of the operands of a product, of probabilities and of what comes out."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method over ``batch`` rows of ``tokens`` tokens, and ``steps`` steps after them in ``splits`` parts."""
+
+    method: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+    dtype: torch.dtype = torch.float32
+    batch: int = 2
+    steps: int = 3
+    splits: int = 3
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.heads}of{self.kv_heads}x{self.head_dim}-{self.tokens}-{str(self.dtype)[6:]}"
+
+
+SMALL = [
+    Case("baseline", 6, 2, 64, 77), Case("baseline", 2, 2, 64, 200), Case("int8", 6, 2, 64, 77), Case("int8:group=32", 8, 2, 64, 131),
+    Case("int4", 6, 2, 64, 131), Case("int4:group=64", 7, 1, 128, 200), Case("int4:symmetric=true", 8, 1, 64, 65),
+    Case("int4:k_bits=2,v_bits=2", 3, 1, 64, 131), Case("int4:k_bits=2,v_bits=2,group=64", 4, 1, 128, 257),
+    Case("int4:k_bits=8,v_bits=2", 3, 1, 64, 131), Case("int4:k_bits=16", 3, 1, 64, 70), Case("int4:v_bits=16", 3, 1, 64, 70),
+    Case("snapkv", 6, 2, 64, 131), Case("snapkv+int4", 6, 2, 64, 131), Case("adakv", 6, 2, 64, 131), Case("adakv+int4", 6, 2, 64, 131),
+    Case("hybrid_8x", 8, 2, 64, 300), Case("int8", 9, 3, 64, 131, torch.float16), Case("int4", 12, 1, 64, 131),
+]  # fmt: skip
+METHODS = ("baseline", "int8", "int4", "int4:group=64", "int4:k_bits=2,v_bits=2", "int4:k_bits=2,v_bits=2,group=64", "adakv+int4", "adakv")
+SIZES = ((1, 64, 1003, 1), (3, 64, 4099, 7), (4, 128, 2048, 16), (7, 128, 5001, 9), (8, 64, 3333, 5), (7, 128, 777, 3))
+LARGE = [
+    Case(method, group * 2, 2, size, tokens, dtype, batch=3, splits=splits)
+    for i, method in enumerate(METHODS)
+    for dtype, (group, size, tokens, splits) in (
+        (torch.bfloat16, SIZES[i % 6]), (torch.bfloat16, SIZES[(i + 3) % 6]), (torch.bfloat16, SIZES[(i + 2) % 6]), (torch.float32, SIZES[(i + 4) % 6])
+    )
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """What ``torch.empty`` gives is NaN, so that an element that is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def compressed(case: Case, seed: int) -> Any:
+    """A layer that has compressed a random prompt."""
+    spec = RunSpec(methods=(MethodSpec.parse(case.method),), evaluators=(EvaluatorSpec("speed"),), context=case.tokens, samples=1)
+    layer = resolve(spec.methods[0], spec).layer(LayerContext(0, 1, case.heads, case.kv_heads, case.head_dim, case.dtype))
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    shapes = [(case.batch, heads, case.tokens, case.head_dim) for heads in (case.heads, case.kv_heads, case.kv_heads)]
+    q, k, v = (torch.randn(shape, generator=generator, device=DEVICE).to(case.dtype) for shape in shapes)
+    layer.forward(q, k, v, case.head_dim**-0.5)
+    return layer
+
+
+def tokens_of(case: Case, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Projections and rotary tables of every step."""
+    generator = torch.Generator(DEVICE).manual_seed(seed + 1)
+    width = (case.heads + 2 * case.kv_heads) * case.head_dim
+    for _ in range(case.steps):
+        angles = torch.randn(1, case.head_dim // 2, generator=generator, device=DEVICE).repeat(1, 2)
+        rows = torch.randn(case.batch, width, generator=generator, device=DEVICE)
+        yield rows.to(case.dtype), angles.cos().to(case.dtype), angles.sin().to(case.dtype)
+
+
+def fused(layer: Any, case: Case, *, kernels: bool) -> FusedLayer:
+    """The layer with or without kernels, each with regions of its own."""
+    counter = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    made = FusedLayer(layer, regions_of(layer, case.steps), counter, case.steps, None)
+    made.launch = launch.Launch(made, case.steps) if kernels else None
+    return made
+
+
+def to_cpu(value: Any) -> Any:
+    """Regions and planes with their tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = deepcopy(value)
+        for field in fields(value):
+            object.__setattr__(moved, field.name, to_cpu(getattr(value, field.name)))
+        return moved
+    return value
+
+
+def check(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "split_count", lambda region, *_: max(1, min(case.splits, region.longest // TILE)))
+    layer = compressed(case, seed)
+    tried, plain = fused(layer, case, kernels=True), fused(layer, case, kernels=False)
+    plain.regions = [to_cpu(region) for region in plain.regions]
+    plain.growing = next(region for region in plain.regions if region.grows)
+    for rows, cos, sin in tokens_of(case, seed):
+        appended = int(tried.counter)
+        out = tried.attend_raw(rows, cos, sin).double().cpu()
+        q, k, v = (x.unflatten(1, (-1, case.head_dim)) for x in _split(rows.cpu(), case))
+        q, k = oracle.turned(q, cos.cpu(), sin.cpu()), oracle.turned(k, cos.cpu(), sin.cpu())
+        oracle.append(plain.growing, k, v, appended)
+        exact = oracle.attend(plain.regions, q.double(), appended + 1, plain.scaling).flatten(1)
+        error = float((out - exact).norm() / exact.norm())
+        # The mean of n random values shrinks by √n, the rounding of the sums that it is the difference of does not.
+        allowed = TOLERANCE[case.dtype] * max(1.0, case.tokens / 128) ** 0.5
+        assert error < allowed, f"{case}: {error:.1e}"  # not NaN either
+        tried.counter.add_(1)
+    for ours, theirs in zip(tried.regions, plain.regions, strict=True):
+        for mine, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            assert torch.equal(mine.numbers.cpu(), other.numbers)
+            assert mine.scales is None or other.scales is None or torch.equal(mine.scales.cpu(), other.scales)
+
+
+def _split(rows: Tensor, case: Case) -> tuple[Tensor, ...]:
+    widths = [heads * case.head_dim for heads in (case.heads, case.kv_heads, case.kv_heads)]
+    return rows.split(widths, 1)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_a_step_stores_and_reads_as_plain_pytorch_does(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, 0, monkeypatch)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="there is no GPU; the interpreter runs the small cases")
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_on_a_gpu_at_all_group_sizes(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, seed, monkeypatch)
+
+
+def test_norms_come_before_the_rotation() -> None:
+    """As in Qwen3: RMS norms of each head's queries and keys."""
+    case = Case("baseline", 4, 2, 64, 40)
+    layer = compressed(case, 0)
+    tried, plain = fused(layer, case, kernels=True), fused(layer, case, kernels=False)
+    weights = torch.rand(2, case.head_dim, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    for rows, cos, sin in tokens_of(case, 0):
+        ours = tried.attend_raw(rows, cos, sin, weights[0], weights[1], 1e-6)
+        theirs = plain.attend_raw(rows, cos, sin, weights[0], weights[1], 1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        for one in (tried, plain):
+            one.counter.add_(1)
+
+
+def test_a_step_done_again_leaves_what_one_leaves() -> None:
+    """A graph is captured after steps that do not count: their slots are written once more."""
+    case = Case("int4", 6, 2, 64, 131)
+    layer = compressed(case, 0)
+    once, twice = (fused(layer, case, kernels=True) for _ in range(2))
+    (first, cos, sin), (second, *_), _ = tokens_of(case, 0)
+    once.attend_raw(second, cos, sin)
+    twice.attend_raw(first, cos, sin)
+    twice.attend_raw(second, cos, sin)
+    for ours, theirs in zip(once.regions, twice.regions, strict=True):
+        assert torch.equal(ours.keys.numbers, theirs.keys.numbers)
+        assert torch.equal(ours.values.numbers, theirs.values.numbers)

@@ -1,0 +1,157 @@
+"""Greedy tokens of the fused path are the plain path's, for every method that it reads; the others say why it does not."""
+
+from __future__ import annotations
+
+import os
+from functools import cache, reduce
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
+from kvbench.caches.needs import Needs
+from kvbench.calibration import provide
+from kvbench.engine import agreement as agreeing
+from kvbench.engine.agreement import Agreement, Differing, agreement
+from kvbench.engine.protocol import Prompt, Runner
+from kvbench.engine.tiny import FAMILIES, make_tiny_config, make_tiny_model
+from kvbench.fused import layer as fusing
+from kvbench.methods.base import Method, expand, resolve
+from kvbench.shape import shape_of
+from kvbench.spec import MethodSpec, RunSpec
+from kvbench.weights import silent
+
+if TYPE_CHECKING:
+    from kvbench.models import LoadedModel
+
+PROMPT, STEPS = 150, 256
+SIZE = 64
+"""Of a head: at 16, which the tiny models have, no kernel reads codes of 4 or 2 bits."""
+FUSED = {
+    "baseline", "random", "streaming_llm", "knorm", "keydiff", "lagkv", "tova", "observed_attention", "expected_attention",
+    "snapkv", "pyramidkv", "adakv", "int8", "int4", "v_lowrank", "hybrid_8x", "hybrid_12x",
+}  # fmt: skip
+"""Of ``all``, those that have kernels: none may fall off unnoticed. One that gains kernels is added here."""
+FUSED_VARIANTS = {
+    "h2o:decode=grow", "snapkv:window=8,decode=grow", "adakv:score_by=observed_attention", "adakv:alpha_safeguard=0",
+    "snapkv+int8", "snapkv+int4", "adakv+int4", "adakv+int8", "expected_attention+int4", "int4:group=64", "int4:group=16",
+    "int4:k_bits=2,v_bits=2", "int4:k_bits=2,v_bits=2,group=64", "int4:k_bits=8,v_bits=4", "int4:symmetric=true",
+    "v_lowrank:rank=32", "v_lowrank:basis=random,bits=4", "v_lowrank:bits=8", "hybrid:k_bits=4,v_bits=2", "hybrid:guard=0,k_bits=2",
+}  # fmt: skip
+"""Parameters that change what is stored."""
+UNFUSED_VARIANTS = {"snapkv:decode=hold", "int4:k_bits=3", "fp8:k_bits=16"}
+ALL = {spec.label for spec in expand(["all"])}
+PINNED = {*FUSED, *FUSED_VARIANTS}
+
+
+def tokens(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(3, 128, (rows, length), generator=torch.Generator().manual_seed(7))
+
+
+@cache
+def method_of(label: str) -> Method:
+    method = resolve(MethodSpec.parse(label), RunSpec())
+    method.check(shape_of(make_tiny_config("qwen2") | {"head_dim": SIZE}))
+    return method
+
+
+@cache
+def bench(family: str, rows: int = 1, length: int = PROMPT) -> tuple[Runner, Prompt]:
+    """A tiny model with everything that any method reads of it, and one prompt for all of them."""
+    methods = [method_of(label) for label in sorted(ALL | PINNED | UNFUSED_VARIANTS)]
+    model = make_tiny_model(family, head_dim=SIZE, num_hidden_layers=2)
+    use_kvbench_attention(model)
+    geometry, names = Geometry.of(model), {name for method in methods for name in method.artefacts}
+    draw = torch.randint(128, (512,), generator=torch.Generator().manual_seed(1))
+    artefacts = provide(names, model, geometry, draw, weights_hash=None, folder=None, stage=silent)
+    runner = Runner(model, geometry, artefacts, CacheOptions(None, context=length))
+    return runner, runner.prefill(tokens(rows, length), reduce(lambda a, b: a | b, (method.needs for method in methods), Needs()))
+
+
+WHOLE = bool(os.environ.get("KVBENCH_FULL"))
+"""Every method on every family for all steps, and the embedded model for as many: minutes."""
+TURNS = [
+    pytest.param(label, family, STEPS if WHOLE or label in ALL else 96, id=f"{family}-{label}")
+    for i, label in enumerate(sorted(ALL | PINNED))
+    for family in (FAMILIES if WHOLE else [FAMILIES[i % len(FAMILIES)]])
+]
+
+
+@pytest.mark.parametrize(("label", "family", "steps"), TURNS)
+def test_the_tokens_of_the_fused_path_are_the_plain_paths(label: str, family: str, steps: int) -> None:
+    runner, prompt = bench(family)
+    found = agreement(runner, method_of(label), prompt, steps)
+    if found.read_path == "reference":
+        assert label not in PINNED, found.reason
+        assert found.reason
+        return
+    assert found == Agreement(steps, (), "fused")
+    assert label in PINNED or label.startswith("kivi"), f"{label} has kernels: add it to FUSED"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("label", ["adakv+int4", "snapkv", "v_lowrank"])
+def test_rows_of_a_batch_agree_too(label: str) -> None:
+    runner, prompt = bench("llama", rows=3, length=45)
+    assert agreement(runner, method_of(label), prompt, 40) == Agreement(40, (), "fused")
+
+
+@pytest.mark.parametrize("label", sorted(UNFUSED_VARIANTS))
+def test_a_storage_without_kernels_says_so(label: str) -> None:
+    runner, prompt = bench("qwen2", length=45)
+    found = agreement(runner, method_of(label), prompt, 4)
+    assert (found.steps, found.read_path, found.holds) == (0, "reference", True)
+    assert found.reason
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("side", ["keys", "values"])
+def test_one_token_read_wrongly_is_seen_and_is_no_tie(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored token's numbers change sign when the cache is taken over: the smallest thing that a wrong kernel might do."""
+    taken_over = fusing.fuse
+
+    def broken(*given: Any) -> Any:
+        state = taken_over(*given)
+        region = state.layers[1].regions[0]
+        numbers = getattr(region, side).numbers
+        numbers[int(region.first[0]) + 3] *= -1
+        return state
+
+    monkeypatch.setattr(fusing, "fuse", broken)
+    runner, prompt = bench("llama", length=45)
+    found = agreement(runner, method_of("baseline"), prompt, 96)
+    assert found.read_path == "fused"
+    assert 0 < len(found.differing) == found.steps - found.agreeing
+    assert found.noise is not None
+    assert found.noise < 1e-9
+    assert not found.holds
+    assert all(one.gap > 0 and one.wanted != one.written for one in found.differing)
+
+
+@pytest.mark.fast
+def test_a_tie_is_a_gap_within_twice_the_noise() -> None:
+    logits = torch.zeros(2, 3, 5)
+    logits[0, 0, 1], logits[0, 2, 4], logits[1, 1, 2] = 2.0, 3.0, 0.25
+    written = torch.tensor([[1, 0, 3], [0, 4, 0]])
+    differing = tuple(agreeing._differing(logits, written))
+    assert differing == (Differing(1, 1, 4, 2, 0.25), Differing(0, 2, 3, 4, 3.0))
+    assert not Agreement(3, differing, "fused", noise=0.2).holds
+    assert Agreement(3, differing[:1], "fused", noise=0.2).holds
+    assert Agreement(3, differing, "fused", noise=0.2).agreeing == 1
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("label", sorted(FUSED) if WHOLE else ["baseline", "snapkv+int4", "v_lowrank"])
+def test_the_embedded_model_writes_the_same_tokens_in_float32(label: str, embedded_model: LoadedModel) -> None:
+    from pydoc_data.topics import topics
+
+    model, method = embedded_model.model, resolve(MethodSpec.parse(label), RunSpec())
+    use_kvbench_attention(model)
+    geometry, ids = Geometry.of(model), embedded_model.tokenizer(topics["typesseq"], return_tensors="pt").input_ids
+    artefacts = provide(method.artefacts, model, geometry, ids[0, 200:712], weights_hash=None, folder=None, stage=silent)
+    runner = Runner(model, geometry, artefacts, CacheOptions(torch.float32, context=200))
+    found = agreement(runner, method, runner.prefill(ids[:, :200], method.needs), STEPS if WHOLE else 32)
+    assert found.read_path == "fused"
+    assert found.holds, found
+    assert found.agreeing >= found.steps - 2
