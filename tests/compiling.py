@@ -8,13 +8,16 @@ GPU's, with their arguments' types.
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kvbench.caches.layer import LayerContext
-from kvbench.fused import launch
-from kvbench.fused.kernels import glue, linear, read, write
-from kvbench.fused.layer import FusedLayer, regions_of
+from kvbench.fused import kernels, launch
+from kvbench.fused.kernels import glue, linear
+from kvbench.fused.layer import fused_layer
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 
@@ -44,32 +47,32 @@ TYPES = {
 OVERLAP = {"OVERLAPS": True, "launch_pdl": True}
 
 
+Launched = tuple[Any, tuple[Any, ...], dict[str, Any]]
+"""A kernel, its arguments, and its named ones with the compiler's options."""
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launched]]:
+    """Kernels are not started, but noted with what they would have been given."""
+    found: list[Launched] = []
+    modules = [import_module(f"{kernels.__name__}.{one.name}") for one in pkgutil.iter_modules(kernels.__path__)]
+    own = [(module, name, value) for module in modules for name, value in vars(module).items() if isinstance(value, triton.JITFunction)]
+    for module, name, kernel in own:
+        setattr(module, name, _Noted(kernel, found))
+    try:
+        yield found
+    finally:
+        for module, name, kernel in own:
+            setattr(module, name, kernel)
+
+
 @dataclass
-class Recorder:
-    """Stands in for kernels of ``module``, and remembers their launches."""
-
-    module: Any
-    names: tuple[str, ...]
-    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-
-    def __enter__(self) -> Recorder:
-        self._own = {name: getattr(self.module, name) for name in self.names}
-        for name, kernel in self._own.items():
-            setattr(self.module, name, _Kernel(kernel, self.launches))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, kernel in self._own.items():
-            setattr(self.module, name, kernel)
-
-
-@dataclass
-class _Kernel:
+class _Noted:
     kernel: Any
-    launches: list[Any]
+    found: list[Launched]
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *args, **named: self.launches.append((self.kernel, args, named))
+        return lambda *args, **named: self.found.append((self.kernel, args, named))
 
 
 def compiled(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -119,17 +122,20 @@ def _loop(code: str) -> Counter[str]:
 
 
 def reading(label: str, size: int = 128, heads: int = 28, kv_heads: int = 4) -> dict[str, Any]:
-    """One step of a method's layer: storing its token, reading its regions, putting the parts together."""
+    """One step of a method's layer: storing its token, reading its regions, putting the parts together; and what is due after many."""
     layer = resolve(MethodSpec.parse(label), RunSpec()).layer(LayerContext(0, 1, heads, kv_heads, size, torch.bfloat16))
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, n, 256, size, generator=draw).bfloat16() for n in (heads, kv_heads, kv_heads))
+    q, k, v = (torch.randn(1, n, 300, size, generator=draw).bfloat16() for n in (heads, kv_heads, kv_heads))
     layer.forward(q, k, v, size**-0.5)
     launch.Launch._is_fast = property(lambda self: self.dtype == torch.bfloat16)  # type: ignore[method-assign]  # as on a GPU
-    fused = FusedLayer(layer, regions_of(layer, 64), torch.zeros(1, dtype=torch.int32), 64, None)
+    fused = fused_layer(layer, torch.zeros(1, dtype=torch.int32), 64)
     turn = torch.zeros(1, size).bfloat16()
-    with Recorder(read, ("split", "split_dense", "combine")) as reads, Recorder(write, ("append",)) as writes:
-        launch.Launch(fused, 64).step(q[:, :, 0].flatten(1), k[:, :, 0].flatten(1), v[:, :, 0].flatten(1), (turn, turn))
-    return {one[0].__name__: described(compiled(*one)) for one in writes.launches + reads.launches}
+    with recorded() as launches:
+        started = launch.Launch(fused, 64)
+        started.step(q[:, :, 0].flatten(1), k[:, :, 0].flatten(1), v[:, :, 0].flatten(1), (turn, turn))
+        if fused.window is not None:
+            started.flush(fused.window)
+    return {one[0].__name__: described(compiled(*one)) for one in launches}
 
 
 def glued() -> dict[str, Any]:
@@ -138,13 +144,13 @@ def glued() -> dict[str, Any]:
     matrix = torch.zeros(512, 3584).bfloat16()
     for module in (glue, linear):
         module.launch_options = lambda device: OVERLAP  # type: ignore[attr-defined]  # as on a GPU
-    with Recorder(glue, ("_add_norm_kernel", "_gated_kernel")) as small, Recorder(linear, ("_row_kernel", "_rows_kernel")) as large:
+    with recorded() as launches:
         glue.add_norm(stream, stream, weight, 1e-6)
         glue.gated(wide, "silu")
         for rows in (1, 4):
             tile = linear.tiles(rows, 512, torch.bfloat16, gated=False)[0]
             linear.product(tile, stream.expand(rows, -1).contiguous(), matrix, None)
-    return {one[0].__name__: described(compiled(*one)) for one in small.launches + large.launches}
+    return {one[0].__name__: described(compiled(*one)) for one in launches}
 
 
 def main() -> None:

@@ -74,3 +74,27 @@ def test_compare_loads_nothing_heavy(result: str) -> None:
 @pytest.mark.fast
 def test_show_loads_no_model_library(result: str) -> None:
     assert loaded("show", result, unwanted=HEAVY) == set()
+
+
+@pytest.mark.fast
+def test_the_fused_path_runs_without_triton_where_there_is_no_gpu() -> None:
+    """``path=fused`` on a CPU is plain PyTorch. (That Triton is not in ``sys.modules`` would say nothing: torch imports it itself.)"""
+    script = (
+        "import sys\nsys.modules['triton'] = None  # as if it were not installed\n"
+        "import torch\ntorch.cuda.is_available = lambda: False\n"
+        "from importlib import import_module\n"
+        "for name in sys.argv[1:]: import_module(name)\n"
+        "from kvbench.engine.agreement import agreement\n"
+        "from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention\n"
+        "from kvbench.engine.protocol import Runner\nfrom kvbench.engine.tiny import make_tiny_model\n"
+        "from kvbench.methods.int8 import Int8\n"
+        "model, method = make_tiny_model('qwen2'), Int8()\nuse_kvbench_attention(model)\n"
+        "runner = Runner(model, Geometry.of(model), {}, CacheOptions())\n"
+        "print(agreement(runner, method, runner.prefill(torch.arange(3, 40)[None], method.needs), 4).read_path)\n"
+        "print(*(m for m in sys.modules if m.startswith('kvbench.fused.kernels')))"
+    )
+    fused = (ROOT / "kvbench" / "fused").glob("[a-z]*.py")
+    names = ["kvbench.evaluators.speed", "kvbench.evaluators.capacity", *(f"kvbench.fused.{file.stem}" for file in fused)]
+    done = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["fused"]

@@ -84,6 +84,7 @@ class StateDouble:
     seen: int
     reserve: int = RESERVE
     every: int | None = None
+    phase: int = 0
     flushed: list[int] = field(default_factory=list)
 
     def flush(self) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from kvbench.caches.layer import LayerContext
 from kvbench.fused import launch, oracle
-from kvbench.fused.layer import FusedLayer, regions_of
+from kvbench.fused import window as windows
+from kvbench.fused.layer import FusedLayer, fused_layer
 from kvbench.fused.layout import TILE
 from kvbench.methods.base import resolve
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
@@ -49,13 +50,25 @@ SMALL = [
     Case("snapkv", 6, 2, 64, 131), Case("snapkv+int4", 6, 2, 64, 131), Case("adakv", 6, 2, 64, 131), Case("adakv+int4", 6, 2, 64, 131),
     Case("hybrid_8x", 8, 2, 64, 300), Case("int8", 9, 3, 64, 131, torch.float16), Case("int4", 12, 1, 64, 131),
 ]  # fmt: skip
-METHODS = ("baseline", "int8", "int4", "int4:group=64", "int4:k_bits=2,v_bits=2", "int4:k_bits=2,v_bits=2,group=64", "adakv+int4", "adakv")
+METHODS = (
+    "baseline", "int8", "int4", "int4:group=64", "int4:k_bits=2,v_bits=2", "int4:k_bits=2,v_bits=2,group=64", "adakv+int4", "adakv",
+    "kivi:bits=2", "kivi:bits=4",
+)  # fmt: skip
+RESERVE = 256
+"""Tokens for which there is room; a flush may be tried 128 ahead."""
 SIZES = ((1, 64, 1003, 1), (3, 64, 4099, 7), (4, 128, 2048, 16), (7, 128, 5001, 9), (8, 64, 3333, 5), (7, 128, 777, 3))
+WINDOWED = [
+    Case("kivi:bits=2", 6, 2, 64, 100, steps=2), Case("kivi:bits=2", 6, 2, 64, 126, steps=4), Case("kivi:bits=4", 6, 2, 64, 300),
+    Case("kivi:bits=2", 4, 1, 128, 383, steps=2), Case("kivi:bits=4,residual=64,symmetric=true", 4, 1, 128, 254, steps=3),
+    Case("kivi:bits=8,group=64", 4, 1, 64, 256, steps=2), Case("snapkv+kivi:bits=4", 4, 1, 64, 520, steps=2),
+]  # fmt: skip
+"""Around the tokens at which keys are flushed."""
 LARGE = [
     Case(method, group * 2, 2, size, tokens, dtype, batch=3, splits=splits)
     for i, method in enumerate(METHODS)
     for dtype, (group, size, tokens, splits) in (
-        (torch.bfloat16, SIZES[i % 6]), (torch.bfloat16, SIZES[(i + 3) % 6]), (torch.bfloat16, SIZES[(i + 2) % 6]), (torch.float32, SIZES[(i + 4) % 6])
+        (torch.bfloat16, SIZES[i % 6]), (torch.bfloat16, SIZES[(i + 3) % 6]), (torch.bfloat16, SIZES[(i + 2) % 6]),
+        (torch.float32, SIZES[(i + 4) % 6]),
     )
 ]  # fmt: skip
 
@@ -92,9 +105,8 @@ def tokens_of(case: Case, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 def fused(layer: Any, case: Case, *, kernels: bool) -> FusedLayer:
     """The layer with or without kernels, each with regions of its own."""
-    counter = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    made = FusedLayer(layer, regions_of(layer, case.steps), counter, case.steps, None)
-    made.launch = launch.Launch(made, case.steps) if kernels else None
+    made = fused_layer(layer, torch.zeros(1, dtype=torch.int32, device=DEVICE), RESERVE)
+    made.launch = launch.Launch(made, RESERVE) if kernels else None
     return made
 
 
@@ -116,18 +128,27 @@ def check(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tried, plain = fused(layer, case, kernels=True), fused(layer, case, kernels=False)
     plain.regions = [to_cpu(region) for region in plain.regions]
     plain.growing = next(region for region in plain.regions if region.grows)
+    plain.window = to_cpu(plain.window)
+    if plain.window is not None:
+        plain.window.coded = plain.growing
     for rows, cos, sin in tokens_of(case, seed):
         appended = int(tried.counter)
         out = tried.attend_raw(rows, cos, sin).double().cpu()
         q, k, v = (x.unflatten(1, (-1, case.head_dim)) for x in _split(rows.cpu(), case))
         q, k = oracle.turned(q, cos.cpu(), sin.cpu()), oracle.turned(k, cos.cpu(), sin.cpu())
-        oracle.append(plain.growing, k, v, appended)
-        exact = oracle.attend(plain.regions, q.double(), appended + 1, plain.scaling).flatten(1)
+        if plain.window is None:
+            oracle.append(plain.growing, k, v, appended)
+        else:
+            windows.append(plain.window, k, v, appended)
+        exact = oracle.attend(plain.regions, q.double(), appended + 1, plain.scaling, plain.window).flatten(1)
         error = float((out - exact).norm() / exact.norm())
         # The mean of n random values shrinks by √n, the rounding of the sums that it is the difference of does not.
         allowed = TOLERANCE[case.dtype] * max(1.0, case.tokens / 128) ** 0.5
         assert error < allowed, f"{case}: {error:.1e}"  # not NaN either
         tried.counter.add_(1)
+        if plain.window is not None and (plain.window.start + appended + 1) % plain.window.size == 0:
+            tried.flush()
+            windows.flush(plain.window, appended + 1)
     for ours, theirs in zip(tried.regions, plain.regions, strict=True):
         for mine, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
             assert torch.equal(mine.numbers.cpu(), other.numbers)
@@ -139,9 +160,26 @@ def _split(rows: Tensor, case: Case) -> tuple[Tensor, ...]:
     return rows.split(widths, 1)
 
 
-@pytest.mark.parametrize("case", SMALL, ids=str)
+@pytest.mark.parametrize("case", [*SMALL, *WINDOWED], ids=str)
 def test_a_step_stores_and_reads_as_plain_pytorch_does(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, 0, monkeypatch)
+
+
+@pytest.mark.parametrize("tokens", [100, 300])
+def test_a_flush_that_is_tried_ahead_changes_nothing_that_is_read(tokens: int) -> None:
+    """A graph of it is captured before it is due."""
+    case = Case("kivi:bits=4", 4, 2, 64, tokens)
+    layer = compressed(case, 0)
+    tried, untried = fused(layer, case, kernels=True), fused(layer, case, kernels=True)
+    assert tried.window is not None
+    due = -tokens % tried.window.size
+    tried.counter.fill_(due)
+    tried.flush()
+    tried.counter.fill_(0)
+    for rows, cos, sin in tokens_of(case, 0):
+        assert torch.equal(tried.attend_raw(rows, cos, sin), untried.attend_raw(rows, cos, sin))
+        for one in (tried, untried):
+            one.counter.add_(1)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="there is no GPU; the interpreter runs the small cases")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache, reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,17 +32,19 @@ SIZE = 64
 """Of a head: at 16, which the tiny models have, no kernel reads codes of 4 or 2 bits."""
 FUSED = {
     "baseline", "random", "streaming_llm", "knorm", "keydiff", "lagkv", "tova", "observed_attention", "expected_attention",
-    "snapkv", "pyramidkv", "adakv", "int8", "int4", "v_lowrank", "hybrid_8x", "hybrid_12x",
+    "snapkv", "pyramidkv", "adakv", "int8", "int4", "v_lowrank", "hybrid_8x", "hybrid_12x", "kivi:bits=4",
+    "kivi:bits=2",
 }  # fmt: skip
 """Of ``all``, those that have kernels: none may fall off unnoticed. One that gains kernels is added here."""
 FUSED_VARIANTS = {
     "h2o:decode=grow", "snapkv:window=8,decode=grow", "adakv:score_by=observed_attention", "adakv:alpha_safeguard=0",
-    "snapkv+int8", "snapkv+int4", "adakv+int4", "adakv+int8", "expected_attention+int4", "int4:group=64", "int4:group=16",
+    "snapkv+int8", "snapkv+int4", "snapkv+kivi:bits=2", "kivi:k_bits=2,v_bits=4", "kivi:bits=2,residual=64",
+    "adakv+int4", "adakv+int8", "expected_attention+int4", "int4:group=64", "int4:group=16",
     "int4:k_bits=2,v_bits=2", "int4:k_bits=2,v_bits=2,group=64", "int4:k_bits=8,v_bits=4", "int4:symmetric=true",
     "v_lowrank:rank=32", "v_lowrank:basis=random,bits=4", "v_lowrank:bits=8", "hybrid:k_bits=4,v_bits=2", "hybrid:guard=0,k_bits=2",
 }  # fmt: skip
 """Parameters that change what is stored."""
-UNFUSED_VARIANTS = {"snapkv:decode=hold", "int4:k_bits=3", "fp8:k_bits=16"}
+UNFUSED_VARIANTS = {"snapkv:decode=hold", "int4:k_bits=3", "fp8:k_bits=16", "kivi:bits=2,residual=96", "adakv+kivi:bits=2"}
 ALL = {spec.label for spec in expand(["all"])}
 PINNED = {*FUSED, *FUSED_VARIANTS}
 
@@ -87,14 +91,14 @@ def test_the_tokens_of_the_fused_path_are_the_plain_paths(label: str, family: st
         assert found.reason
         return
     assert found == Agreement(steps, (), "fused")
-    assert label in PINNED or label.startswith("kivi"), f"{label} has kernels: add it to FUSED"
+    assert label in PINNED, f"{label} has kernels: add it to FUSED"
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("label", ["adakv+int4", "snapkv", "v_lowrank"])
+@pytest.mark.parametrize("label", ["adakv+int4", "snapkv", "v_lowrank", "kivi:bits=2,residual=64"])
 def test_rows_of_a_batch_agree_too(label: str) -> None:
     runner, prompt = bench("llama", rows=3, length=45)
-    assert agreement(runner, method_of(label), prompt, 40) == Agreement(40, (), "fused")
+    assert agreement(runner, method_of(label), prompt, 80) == Agreement(80, (), "fused")
 
 
 @pytest.mark.parametrize("label", sorted(UNFUSED_VARIANTS))
@@ -103,6 +107,16 @@ def test_a_storage_without_kernels_says_so(label: str) -> None:
     found = agreement(runner, method_of(label), prompt, 4)
     assert (found.steps, found.read_path, found.holds) == (0, "reference", True)
     assert found.reason
+
+
+@pytest.mark.fast
+def test_the_page_says_which_methods_have_kernels() -> None:
+    text = (Path(agreeing.__file__).parents[1] / "docs" / "speed.md").read_text(encoding="utf-8")
+    section = text.split("## Which methods have kernels")[1].split("\n## ")[0]
+    tables = [block for block in section.split("\n\n") if block.startswith("| method |")]
+    fused, others = ({name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])} for table in tables)
+    assert fused == FUSED
+    assert others - {"decode=hold"} == ALL - FUSED
 
 
 @pytest.mark.fast

@@ -163,6 +163,9 @@ class FusedDecoding(Decoder):
             self._decoder = self._made(capture=False)
             self._decoder.start(begin)
         self.prepare_s, self.capture_s = self._fuse_s + self._decoder.prepare_s, self._decoder.capture_s
+        self.flush_s = self._decoder.flush_s
+        if self._decoder.uncaptured and self.runner.geometry.devices[0].type == "cuda":
+            self.reason = f"steps are not captured: {self._decoder.uncaptured}"
 
     def _made(self, capture: bool | None) -> Any:
         from kvbench.fused.decoder import FusedDecoder

@@ -27,14 +27,18 @@ class Tuning:
     """How one kernel is compiled and how far its work is split.
 
     Attributes:
-        warps, stages: Of a program. programs: On one multiprocessor at a time, about.
+        warps, stages: Of a program. programs: On one multiprocessor at a time.
+        waves: Rounds of programs that a device is given.
         registers: Most of a thread; 0 leaves it to the compiler.
+        shortest: Tokens of a part that is not split further.
     """
 
     warps: int
     stages: int
     programs: int
+    waves: int = 2
     registers: int = 0
+    shortest: int = 2 * TILE
 
     @property
     def options(self) -> dict[str, Any]:
@@ -42,22 +46,21 @@ class Tuning:
         return {"num_warps": self.warps, "num_stages": self.stages} | ({"maxnreg": self.registers} if self.registers else {})
 
 
-DENSE_TUNING = Tuning(warps=4, stages=3, programs=6)
-BYTES_TUNING = Tuning(warps=1, stages=3, programs=8)
-CODED_TUNING = Tuning(warps=1, stages=3, programs=12, registers=200)
+# Fastest on an H200 (tests/bench/bench_read.py --tune).
+DENSE = Tuning(warps=4, stages=3, programs=3, waves=4, shortest=TILE)
+FEW_GROUPS = Tuning(warps=1, stages=3, programs=12, registers=200)
+MANY_GROUPS = Tuning(warps=1, stages=3, programs=8)
+MOST_PARTS = 128
+"""Of a pair's tokens: more take longer to combine than they save."""
 
 
 def tuning_of(region: Region) -> Tuning:
-    """What was fastest for the region's formats on an H200."""
+    """What is fastest for the region's formats."""
     if region.is_dense:
-        return DENSE_TUNING
-    return BYTES_TUNING if 8 in (region.keys.form.bits, region.values.form.bits) else CODED_TUNING
-
-
-WAVES = 2
-"""Rounds of programs that a device is given, so that the last does not wait for one."""
-SHORTEST = 128
-"""Tokens below which a part is not split further."""
+        return DENSE
+    forms = (region.keys.form, region.values.form)
+    heavy = any(form.bits == 8 or form.groups > 2 or form.span for form in forms)
+    return MANY_GROUPS if heavy else FEW_GROUPS
 
 
 class Launch:
@@ -123,7 +126,9 @@ class Launch:
         )  # fmt: skip
         return out
 
-    def _append_to_window(self, window: Window, given: tuple[Tensor, ...], eps: float, rows: tuple[int, ...], shape: dict[str, Any]) -> None:
+    def _append_to_window(
+        self, window: Window, given: tuple[Tensor, ...], eps: float, rows: tuple[int, ...], shape: dict[str, Any]
+    ) -> None:
         from kvbench.fused.kernels.window import append
 
         layer, coded = self.layer, window.coded
@@ -183,7 +188,7 @@ class Launch:
         out = torch.empty(self.batch, layer.heads * layer.value_dim, dtype=like.dtype, device=like.device)
         combine[(self.batch * layer.heads,)](
             self.part, self.stat, out, self.slots, GROUP=self.group, N=self.columns, DV=layer.value_dim, WIDE=_power(layer.value_dim),
-            ROUNDED=_power(self.slots), num_warps=4 if self.slots > 16 else 1,
+            AT_ONCE=min(32, _power(self.slots)), num_warps=4 if self.slots > 16 else 1,
         )  # fmt: skip
         return out
 
@@ -212,10 +217,10 @@ def _power(n: int) -> int:
 
 
 def split_count(region: Region, tuning: Tuning, pairs: int, reserve: int, device: torch.device) -> int:
-    """Parts of each pair's tokens: enough programs for the device, none shorter than is worth starting."""
+    """Parts of each pair's tokens: as many programs as fill the device, none shorter than is worth starting."""
     longest = region.longest + (reserve if region.grows else 0)
-    wanted = -(-WAVES * tuning.programs * _multiprocessors(device) // pairs)
-    return max(1, min(wanted, longest // max(SHORTEST, TILE)))
+    wanted = tuning.waves * tuning.programs * _multiprocessors(device) // pairs
+    return max(1, min(wanted, longest // tuning.shortest, MOST_PARTS))
 
 
 @lru_cache(maxsize=8)

@@ -78,10 +78,10 @@ class FusedLayer:
             cos, sin: ``[1 or B, R]``, R ≤ D channels of each head are turned.
             q_norm, k_norm: Weights ``[D]`` of RMS norms of each head, before RoPE. eps: Theirs.
         """
-        q, k, v = qkv.split((self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim), 1)
+        q, k, v = torch.split(qkv, [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim], 1)
         if self.launch is not None:
             return self.launch.step(q, k, v, (cos, sin), None if q_norm is None or k_norm is None else (q_norm, k_norm), eps)
-        q, k, v = (x.unflatten(1, (heads, -1)) for x, heads in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)))
+        q, k, v = (torch.unflatten(x, 1, (heads, -1)) for x, heads in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)))
         if q_norm is not None and k_norm is not None:
             q, k = oracle.normed(q, q_norm, eps), oracle.normed(k, k_norm, eps)
         return self._plain(oracle.turned(q, cos, sin), oracle.turned(k, cos, sin), v)
@@ -152,8 +152,9 @@ def fuse(cache: KVCache, runner: Any, reserve: int) -> FusedState:
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     seen, fused = layers[0].seen, []
     for index, layer in enumerate(layers):
-        fused.append(_fused(layer, runner, counter, reserve))
-        cache.layers[index] = layers[index] = layer = None  # type: ignore[assignment]
+        fold = runner.folds.of(layer) if can_fold_values(layer) else None
+        fused.append(fused_layer(layer, counter, reserve, fold))
+        cache.layers[index] = layers[index] = layer = None  # type: ignore[assignment,call-overload]
     return FusedState(fused, counter, seen, reserve)
 
 
@@ -167,8 +168,12 @@ def _one_device(runner: Any) -> torch.device:
     return device
 
 
-def _fused(layer: LayerCache, runner: Any, counter: Tensor, reserve: int) -> FusedLayer:
-    fold = runner.folds.of(layer) if can_fold_values(layer) else None
+def fused_layer(layer: LayerCache, counter: Tensor, reserve: int, fold: Fold | None = None) -> FusedLayer:
+    """One layer's storage in the kernels' layout.
+
+    Raises:
+        NotFused: it has no kernel.
+    """
     behind = windowed(layer)
     if behind is not None:
         coded, window = window_regions(layer, behind, reserve)

@@ -93,19 +93,19 @@ class Deal:
 def pack_rows(codes: Tensor, form: Format) -> Tensor:
     """``[..., width]`` (uint8) → words ``[..., width · bits / word]``."""
     deal = form.row
-    return _joined(codes.to(torch.int32).unflatten(-1, (deal.chunks, deal.planes, -1)), -2, deal).flatten(-2)
+    return _joined(torch.unflatten(codes.to(torch.int32), -1, (deal.chunks, deal.planes, -1)), -2, deal).flatten(-2)
 
 
 def unpack_rows(words: Tensor, form: Format) -> Tensor:
     """The inverse of :func:`pack_rows`."""
     deal = form.row
-    return _planes(words.unflatten(-1, (deal.chunks, 1, -1)), -2, deal).flatten(-3)
+    return _planes(torch.unflatten(words, -1, (deal.chunks, 1, -1)), -2, deal).flatten(-3)
 
 
 def pack_columns(codes: Tensor, form: Format) -> Tensor:
     """``[..., T, width]`` (uint8), T a multiple of 64 → words ``[..., T / 64, width, 64 · bits / word]``."""
     deal = form.column
-    dealt = codes.to(torch.int32).unflatten(-2, (-1, deal.planes, TILE // deal.planes))
+    dealt = torch.unflatten(codes.to(torch.int32), -2, (-1, deal.planes, TILE // deal.planes))
     return _joined(dealt, -3, deal).transpose(-1, -2).contiguous()
 
 

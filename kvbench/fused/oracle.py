@@ -47,7 +47,7 @@ def attend(regions: list[Region], q: Tensor, appended: int, scaling: float, newe
     """Queries ``[B, Hq, D]`` over all tokens of all regions → ``[B, Hq, DV]``; softmax in float32 or wider."""
     pairs = len(regions[0].held)
     wide = torch.promote_types(q.dtype, torch.float32)
-    rows = q.flatten(0, 1).unflatten(0, (pairs, -1))  # [pairs, G, D]
+    rows = torch.unflatten(q.flatten(0, 1), 0, (pairs, -1))  # [pairs, G, D]
     outs = []
     for pair in range(pairs):
         held = [read(region, pair, appended, q.dtype) for region in regions]

@@ -49,9 +49,9 @@ class Held:
             NotFused: no kernel reads its format.
         """
         if store.length == 0 and like is not None:
-            is_dense = isinstance(store, DenseStore)
-            form = Format(width) if is_dense else format_of(store.scheme, width)
-            return cls.nothing(form, store.buffer.dtype if is_dense else store.scale_dtype, like)
+            if isinstance(store, DenseStore):
+                return cls.nothing(Format(width), store.buffer.dtype, like)
+            return cls.nothing(format_of(store.scheme, width), store.scale_dtype, like)
         if isinstance(store, DenseStore):
             numbers = store.buffer.view()
             return cls(Format(numbers.shape[3]), numbers.dtype, numbers)

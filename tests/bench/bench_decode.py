@@ -31,7 +31,8 @@ from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
 
 POINTS = "1x2048,1x32768,8x32768,32x8192,32x32768"
 METHODS = (
-    "baseline,int8,int4:group=64,int4,int4:k_bits=2+v_bits=2+group=64,v_lowrank:rank=64+basis=random,snapkv,adakv,snapkv++int4:group=64,kivi:bits=4,kivi:bits=2"
+    "baseline,int8,int4:group=64,int4,int4:k_bits=2+v_bits=2+group=64,v_lowrank:rank=64+basis=random,snapkv,adakv,"
+    "snapkv++int4:group=64,adakv++int4:group=64,kivi:bits=4,kivi:bits=2,hybrid_8x"
 )
 """Parameters are joined by + here and a store by ++, since , separates methods."""
 AT_ALL_POINTS = ("baseline", "v_lowrank")
@@ -90,7 +91,8 @@ def row(found: dict[str, Any], baseline: float | None) -> list[Any]:
     rate, spread = batch / step, (max(found["step_s"]) - min(found["step_s"])) / step
     return [
         found["point"], found["method"], found["path"], step * 1e3, spread, rate, found["limit"], rate / found["limit"],
-        None if baseline is None else rate / baseline, found["stored"] / 2**30, found["held"] / 2**30, found["prepare_s"], found["capture_s"],
+        None if baseline is None else rate / baseline, found["stored"] / 2**30, found["held"] / 2**30,
+        found["prepare_s"], found["capture_s"], None if found["flush_s"] is None else found["flush_s"] * 1e6,
     ]  # fmt: skip
 
 
@@ -123,9 +125,12 @@ def main() -> None:
             if label == "baseline" and "step_s" in one:
                 baseline = point.batch / statistics.median(one["step_s"])
                 rows[-1][8] = 1.0
-    names = ["point", "method", "path", "ms", "spread", "tokens/s", "limit", "reached", "over bf16", "GiB stored", "GiB held", "prepare s", "capture s"]
+    names = [
+        "point", "method", "path", "ms", "spread", "tokens/s", "limit", "reached", "over bf16", "GiB stored", "GiB held",
+        "prepare s", "capture s", "flush µs",
+    ]  # fmt: skip
     print(f"{torch.cuda.get_device_name()}, copy {measured_once(session) / 1e12:.2f} TB/s, {asked.preset} with random weights")
-    print(tabulate(rows, names, floatfmt=("", "", "", ".3f", ".3f", ".1f", ".1f", ".3f", ".3f", ".2f", ".2f", ".1f", ".2f")))
+    print(tabulate(rows, names, floatfmt=("", "", "", ".3f", ".3f", ".1f", ".1f", ".3f", ".3f", ".2f", ".2f", ".1f", ".2f", ".0f")))
     print(json.dumps({"bandwidth": measured_once(session), "rows": found}))
 
 

@@ -63,7 +63,7 @@ def layer(held: Region) -> Any:
     counter = torch.zeros(1, dtype=torch.int32, device="cuda")
     return SimpleNamespace(
         heads=HEADS, kv_heads=KV_HEADS, head_dim=SIZE, value_dim=held.values.form.width, scaling=SIZE**-0.5, counter=counter,
-        regions=[held], growing=held,
+        regions=[held], growing=held, window=None,
     )  # fmt: skip
 
 
@@ -92,14 +92,12 @@ def tunings(held: Region, *, tune: bool) -> Iterator[launching.Tuning]:
     if not tune:
         return
     if held.is_dense:
-        for warps, stages, programs in ((4, 2, 4), (4, 4, 2), (2, 3, 3), (2, 4, 2), (8, 3, 3), (4, 3, 6)):
-            yield replace(own, warps=warps, stages=stages, programs=programs)
+        for warps, stages, programs, waves in ((4, 2, 4, 4), (4, 4, 2, 4), (2, 3, 3, 4), (8, 3, 3, 4), (4, 3, 3, 1)):
+            yield replace(own, warps=warps, stages=stages, programs=programs, waves=waves)
         return
-    for stages in (2, 3):
-        for registers in (0, 200, 168):
-            for programs in (8, 12):
-                if (stages, registers, programs) != (own.stages, own.registers, own.programs):
-                    yield replace(own, stages=stages, registers=registers, programs=programs)
+    for stages, registers, programs in ((2, 0, 8), (2, 168, 12), (3, 0, 8), (3, 200, 10), (3, 168, 12)):
+        for waves in (1, 2):
+            yield replace(own, stages=stages, registers=registers, programs=programs, waves=waves)
 
 
 def main() -> None:

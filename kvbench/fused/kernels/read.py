@@ -84,8 +84,9 @@ def _span_scores(
 
 @triton.jit
 def _channel_scores(
-    keys, k_scale, k_zero, token, pieces, scaling, TYPE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, T: tl.constexpr, SPAN: tl.constexpr,
-    WORD: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, FAST: tl.constexpr,
+    keys, k_scale, k_zero, token, pieces, scaling, TYPE: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    T: tl.constexpr, SPAN: tl.constexpr, WORD: tl.constexpr, BITS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Scores ``[T, N]`` of one or two spans."""
     if SPAN == T:
@@ -102,7 +103,10 @@ def _weights(
     p, scale, zero, group, stride, token, inside, shrinks, TYPE: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr,
     TOGETHER: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, FAST: tl.constexpr, HAS_ZEROS: tl.constexpr,
 ):  # fmt: skip
-    """Probabilities times scales ``[T, COLUMNS]`` in ``TYPE``, and times zero points, summed to ``[8, COLUMNS]``; of two groups side by side."""
+    """Probabilities times scales ``[T, COLUMNS]`` in ``TYPE``, and times zero points, summed to ``[8, COLUMNS]``.
+
+    Of two groups, where they are taken together, side by side.
+    """
     s, z = _steps(scale, zero, group * stride + token, inside, PAIRED, SYMMETRIC, TYPE)
     if SYMMETRIC:
         z = s * (-(1 << (BITS - 1)))
@@ -190,12 +194,12 @@ def split(
     SETS: tl.constexpr = 1 if V_BITS == 16 else V_GROUPS // TOGETHER
     COLUMNS: tl.constexpr = N * TOGETHER  # a query's for every group of the set, side by side
     WIDTH: tl.constexpr = DV // SETS
+    HAS_OFFSET: tl.constexpr = FAST and V_BITS != 16 and not (V_SYMMETRIC and V_BITS == 8)
     e = tl.arange(0, WIDTH)
     if V_BITS != 16:
         V_P: tl.constexpr = V_WORD // V_BITS
         X: tl.constexpr = T // V_P
         HAS_ZEROS: tl.constexpr = not (V_SYMMETRIC and V_BITS == 8 and FAST)
-        HAS_OFFSET: tl.constexpr = FAST and not (V_SYMMETRIC and V_BITS == 8)
         x = tl.arange(0, X)
         ones = tl.full([16, X], 1.0, type)
         plane = t // X
@@ -205,7 +209,7 @@ def split(
     out = ()
     zeros = ()
     offsets = ()
-    for i in tl.static_range(SETS):
+    for _ in tl.static_range(SETS):
         out = out + (tl.zeros([WIDTH, COLUMNS], tl.float32),)
         zeros = zeros + (tl.zeros([8, COLUMNS], tl.float32),)
         offsets = offsets + (tl.zeros([16, COLUMNS], tl.float32),)
@@ -282,9 +286,8 @@ def split(
     place = pair.to(tl.int64) * slots + base + slot
     for i in tl.static_range(SETS):
         total = out[i] + tl.sum(zeros[i], 0)[None, :]
-        if V_BITS != 16:
-            if HAS_OFFSET:  # every row of the product with ones is the same sum
-                total -= (128.0 if V_BITS != 8 else -128.0) * (tl.sum(offsets[i], 0) / 16)[None, :]
+        if HAS_OFFSET:  # every row of the product with ones is the same sum
+            total -= (128.0 if V_BITS != 8 else -128.0) * (tl.sum(offsets[i], 0) / 16)[None, :]
         if TOGETHER == 2:  # of both groups' columns, those of the channel's own
             lower, upper = tl.split(tl.reshape(total, [WIDTH, N, 2]))
             total = tl.where((e < WIDTH // 2)[:, None], lower, upper)
@@ -339,18 +342,26 @@ def split_dense(
 
 
 @triton.jit(do_not_specialize=["slots"])
-def combine(part, stat, out, slots, GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, WIDE: tl.constexpr, ROUNDED: tl.constexpr):  # fmt: skip
-    """The parts of one row and query head together: ``out`` ``[B, Hq, DV]``. ``WIDE`` ≥ DV and ``ROUNDED`` ≥ slots are powers of two."""
+def combine(part, stat, out, slots, GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, WIDE: tl.constexpr, AT_ONCE: tl.constexpr):
+    """The parts of one row and query head together, ``AT_ONCE`` of them at a time: ``out`` ``[B, Hq, DV]``. ``WIDE`` ≥ DV is a power of two."""
     head = tl.program_id(0)
     pair = (head // GROUP).to(tl.int64)
     g = head % GROUP
-    s = tl.arange(0, ROUNDED)
     e = tl.arange(0, WIDE)
-    place = pair * slots + s
-    best = tl.load(stat + place * 2 * N + g, mask=s < slots, other=-float("inf"))
-    mass = tl.load(stat + (place * 2 + 1) * N + g, mask=s < slots, other=0.0)
-    share = tl.exp2(best - tl.max(best, 0))  # of an empty part, 0
-    inside = (s < slots)[:, None] & (e < DV)[None, :]
-    rows = tl.load(part + (place * N + g)[:, None] * DV + e[None, :], mask=inside, other=0.0)
-    total = tl.sum(rows * share[:, None], 0) / tl.sum(mass * share, 0)
-    tl.store(out + head.to(tl.int64) * DV + e, total.to(out.dtype.element_ty), mask=e < DV)
+    best = tl.full([1], -float("inf"), tl.float32)
+    mass = tl.zeros([1], tl.float32)
+    total = tl.zeros([WIDE], tl.float32)
+    for low in range(0, slots, AT_ONCE):
+        s = low + tl.arange(0, AT_ONCE)
+        inside = s < slots
+        place = pair * slots + s
+        own = tl.load(stat + place * 2 * N + g, mask=inside, other=-float("inf"))
+        higher = tl.maximum(best, tl.max(own, 0))
+        shift = tl.where(higher == -float("inf"), 0.0, higher)  # where no part so far has a token
+        share, decay = tl.exp2(own - shift), tl.exp2(best - shift)
+        held = tl.load(stat + (place * 2 + 1) * N + g, mask=inside, other=0.0)
+        rows = tl.load(part + (place * N + g)[:, None] * DV + e[None, :], mask=inside[:, None] & (e < DV)[None, :], other=0.0)
+        mass = mass * decay + tl.sum(held * share, 0)
+        total = total * decay + tl.sum(rows * share[:, None], 0)
+        best = higher
+    tl.store(out + head.to(tl.int64) * DV + e, (total / mass).to(out.dtype.element_ty), mask=e < DV)

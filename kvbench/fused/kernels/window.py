@@ -48,7 +48,8 @@ def append(
 @triton.jit
 def flush(
     keys, codes, k_scale, k_zero, first, held, counter, pairs,
-    D: tl.constexpr, SIZE: tl.constexpr, SPAN: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, WORD: tl.constexpr,
+    D: tl.constexpr, SIZE: tl.constexpr, SPAN: tl.constexpr,
+    BITS: tl.constexpr, SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, WORD: tl.constexpr,
 ):  # fmt: skip
     """Code the ``program_id(1)``-th ``SPAN`` of the newest ``SIZE`` keys of pair ``program_id(0)``, a scale a channel."""
     pair = tl.program_id(0).to(tl.int64)
@@ -93,7 +94,7 @@ def read(
     q, keys, ring, held, counter, part, stat, scaling, slots, base, pairs,
     GROUP: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, T: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The window of pair ``program_id(0)`` as one part; N columns of ``part`` and ``stat`` as :func:`kvbench.fused.kernels.read.split`'s."""
+    """The window of pair ``program_id(0)`` as one part of N columns, as :func:`kvbench.fused.kernels.read.split` gives it."""
     pair = tl.program_id(0).to(tl.int64)
     n = tl.load(held + pair) + tl.load(counter) + 1
     begin = tl.maximum(n - SIZE, 0)
