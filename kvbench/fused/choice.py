@@ -1,6 +1,7 @@
-"""Which of several ways to compute the same is fastest on this device: timed once a shape, and remembered.
+"""Which of several ways to compute a product is fastest on this device: timed once a shape, and remembered.
 
-The second-level cache is overwritten before every timing: a decode step reads each weight once, never from there.
+A decode step reads each weight once, never from the second-level cache, and one weight after the other. So ways are timed
+over all weights of a shape in turn, as a step's graph would run them, or with the cache filled in between where those would fit it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 _REPEATS = 5
 _IN_A_GRAPH = 10
 _CHOICES: dict[Hashable, Choice] = {}
+Way = Callable[[Tensor], Tensor]
+"""Computes with the weight that it is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,46 +33,60 @@ class Choice:
 
 
 def fastest(
-    key: Hashable, ways: Mapping[str, Callable[[], Tensor]], device: torch.device, *, reset: Callable[[], object] | None = None
+    key: Hashable, ways: Mapping[str, Way], weights: Sequence[Tensor], device: torch.device, *, reset: Callable[[], object] | None = None
 ) -> Choice:
     """The fastest of ``ways`` on a CUDA device; the first is the reference that the others must agree with.
 
     Args:
         key: What the choice depends on: it is made once for each key and device.
         ways: By name, each a call without a host synchronisation that returns its result.
+        weights: Of one shape, in the order in which a step reads them.
         reset: Called before results are compared, where a way changes what the next one reads.
 
     A way that fails or disagrees is left out and said so in the log. Not to be called while a graph is captured.
     """
     known = (key, device)
     if known not in _CHOICES:
-        _CHOICES[known] = _choose(str(key), ways, device, reset or (lambda: None)) if len(ways) > 1 else Choice(next(iter(ways)))
+        only = Choice(next(iter(ways)))
+        _CHOICES[known] = only if len(ways) == 1 else _choose(str(key), ways, weights, device, reset or (lambda: None))
     return _CHOICES[known]
 
 
-def _choose(what: str, ways: Mapping[str, Callable[[], Tensor]], device: torch.device, reset: Callable[[], object]) -> Choice:
+def _choose(
+    what: str, ways: Mapping[str, Way], weights: Sequence[Tensor], device: torch.device, reset: Callable[[], object]
+) -> Choice:  # fmt: skip
     names = list(ways)
     with torch.no_grad(), torch.cuda.device(device):
         reset()
-        reference = ways[names[0]]().clone()
+        reference = ways[names[0]](weights[0]).clone()
         sound = names[:1]
         for name in names[1:]:
             reset()
-            if _agrees(what, name, ways[name], reference):
+            if _agrees(what, name, lambda way=ways[name]: way(weights[0]), reference):  # type: ignore[misc]
                 sound.append(name)
-        microseconds = _timed(sound, ways, device)
+        microseconds = _timed({name: ways[name] for name in sound}, weights, device)
     return Choice(min(microseconds, key=microseconds.__getitem__), microseconds)
 
 
-def _timed(names: Sequence[str], ways: Mapping[str, Callable[[], Tensor]], device: torch.device) -> dict[str, float]:
-    """Microseconds of each way with the cache full of other things: a graph of both, less one of filling the cache alone."""
-    cache, graphs = _cache_sized(device), Graphs(device)
+def _timed(ways: Mapping[str, Way], weights: Sequence[Tensor], device: torch.device) -> dict[str, float]:
+    """Microseconds of each way for one weight that is not in the cache."""
+    graphs, filler = Graphs(device), _cache_sized(device)
     try:
-        alone = _microseconds(graphs.record(_several(cache.amax)))
-        both = {name: _microseconds(graphs.record(_several(lambda way=ways[name]: (cache.amax(), way())))) for name in names}  # type: ignore[misc]
-        return {name: max(0.0, found - alone) for name, found in both.items()}
+        if sum(weight.nbytes for weight in weights) >= 2 * filler.nbytes:
+            return {name: _microseconds(graphs.record(_over(way, weights)), len(weights)) for name, way in ways.items()}
+        alone = _microseconds(graphs.record(_several(filler.amax)), _IN_A_GRAPH)
+        both = {name: _several(lambda way=way: (filler.amax(), way(weights[0]))) for name, way in ways.items()}  # type: ignore[misc]
+        return {name: max(0.0, _microseconds(graphs.record(work), _IN_A_GRAPH) - alone) for name, work in both.items()}
     finally:
         graphs.close()
+
+
+def _over(way: Way, weights: Sequence[Tensor]) -> Callable[[], None]:
+    def run() -> None:
+        for weight in weights:
+            way(weight)
+
+    return run
 
 
 def _agrees(what: str, name: str, way: Callable[[], Tensor], reference: Tensor) -> bool:
@@ -96,8 +113,8 @@ def _cache_sized(device: torch.device) -> Tensor:
     return torch.zeros(max(128 << 20, 2 * level2) // 4, dtype=torch.int32, device=device)
 
 
-def _microseconds(replay: Callable[[], object]) -> float:
-    """Median device microseconds of one of the runs that a graph holds."""
+def _microseconds(replay: Callable[[], object], runs: int) -> float:
+    """Median device microseconds of one of the ``runs`` that a graph holds."""
     times = []
     for _ in range(_REPEATS):
         start, end = _event(), _event()
@@ -105,7 +122,7 @@ def _microseconds(replay: Callable[[], object]) -> float:
         replay()
         end.record()
         end.synchronize()
-        times.append(float(start.elapsed_time(end)) * 1000.0 / _IN_A_GRAPH)
+        times.append(float(start.elapsed_time(end)) * 1000.0 / runs)
     return statistics.median(times)
 
 

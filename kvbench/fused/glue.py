@@ -17,6 +17,7 @@ unfused module's result is rounded to the model's dtype.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,7 @@ class Product:
         weight: ``[N, K]``, or ``[2I, K]`` with gates first where there is an activation.
         bias: ``[N]`` or ``[2I]``, or None.
         rows: The rows that it is chosen for; with others it runs as the library does.
+        peers: Weights of the same shape, this one among them, that a step reads one after the other: ways are timed over all of them.
         norm: The weight ``[K]`` and eps of a norm before it.
         activation: Of a gate after it; empty where there is none.
         adds: Whether the product is added to the stream.
@@ -108,14 +110,15 @@ class Product:
         norm: tuple[Tensor, float] | None = None,
         activation: str = "",
         adds: bool = False,
+        peers: Sequence[Tensor] = (),
     ) -> None:
         self.weight, self.bias, self.rows, self.norm, self.activation, self.adds = weight, bias, rows, norm, activation, adds
         self._tile: Tile | None = None
         self.choice = Choice(LIBRARY)
         if takes(weight, bias, norm[0] if norm else None):
-            self._choose()
+            self._choose(peers or [weight])
 
-    def _choose(self) -> None:
+    def _choose(self, weights: Sequence[Tensor]) -> None:
         """Time PyTorch's own product against the kernels' tiles on random rows."""
         from kvbench.fused.kernels.linear import tiles
 
@@ -128,32 +131,32 @@ class Product:
         ways |= {name: partial(self._fused, tile, rows, stream) for name, tile in candidates.items()}
         features = (self.bias is not None, self.norm is not None, self.activation, self.adds)
         key = ("product", outputs, inputs, self.rows, dtype, *features)
-        self.choice = fastest(key, ways, device, reset=stream.zero_ if stream is not None else None)
+        self.choice = fastest(key, ways, weights, device, reset=stream.zero_ if stream is not None else None)
         self._tile = candidates.get(self.choice.name)
 
     def _normed(self, x: Tensor) -> Tensor:
         return add_norm(x, None, *self.norm) if self.norm else x
 
-    def _library(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
+    def _library(self, x: Tensor, stream: Tensor | None, weight: Tensor) -> Tensor:
         """PyTorch's own product, and a kernel for each of the rest."""
-        y = plain.linear(self._normed(x), self.weight, self.bias)
+        y = plain.linear(self._normed(x), weight, self.bias)
         if self.activation:
             return gated(y, self.activation)
         return y if stream is None else stream.add_(y)
 
-    def _fused(self, tile: Tile, x: Tensor, stream: Tensor | None = None) -> Tensor:
+    def _fused(self, tile: Tile, x: Tensor, stream: Tensor | None, weight: Tensor) -> Tensor:
         """One kernel; a norm of several rows has its own."""
         from kvbench.fused.kernels.linear import product
 
         if self.rows > 1:
-            return product(tile, self._normed(x), self.weight, self.bias, activation=self.activation, stream=stream)
-        return product(tile, x, self.weight, self.bias, norm=self.norm, activation=self.activation, stream=stream)
+            return product(tile, self._normed(x), weight, self.bias, activation=self.activation, stream=stream)
+        return product(tile, x, weight, self.bias, norm=self.norm, activation=self.activation, stream=stream)
 
     def _run(self, x: Tensor, stream: Tensor | None = None) -> Tensor:
         fits = x.shape[0] == self.rows and x.is_contiguous() and (stream is None or stream.is_contiguous())
         if self._tile is None or not fits:
-            return self._library(x, stream)
-        return self._fused(self._tile, x, stream)
+            return self._library(x, stream, self.weight)
+        return self._fused(self._tile, x, stream, self.weight)
 
 
 class Linear(Product):
@@ -189,23 +192,26 @@ def linear_for(weight: Tensor, bias: Tensor | None, rows: int) -> Linear:
     return Linear(weight, bias, rows)
 
 
-def norm_linear_for(norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None, rows: int) -> NormLinear:
+def norm_linear_for(
+    norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None, rows: int, peers: Sequence[Tensor] = ()
+) -> NormLinear:
     """The fastest ``linear(RMSNorm(stream))`` for ``norm_weight [K]``, ``weight [N, K]``, ``bias [N]`` and this many rows."""
-    return NormLinear(weight, bias, rows, norm=(norm_weight, eps))
+    return NormLinear(weight, bias, rows, norm=(norm_weight, eps), peers=peers)
 
 
 def norm_gated_for(
-    norm_weight: Tensor, eps: float, gate_up_weight: Tensor, gate_up_bias: Tensor | None, activation: str, rows: int
-) -> NormGated:
+    norm_weight: Tensor, eps: float, gate_up_weight: Tensor, gate_up_bias: Tensor | None, activation: str, rows: int,
+    peers: Sequence[Tensor] = (),
+) -> NormGated:  # fmt: skip
     """The fastest ``act(gate) * up`` of the stream's norm; ``gate_up_weight [2I, K]`` and ``gate_up_bias [2I]``, gates first.
 
     Raises:
         UnsupportedModel: The activation has no fused form.
     """
     plain.activation_named(activation)
-    return NormGated(gate_up_weight, gate_up_bias, rows, norm=(norm_weight, eps), activation=activation)
+    return NormGated(gate_up_weight, gate_up_bias, rows, norm=(norm_weight, eps), activation=activation, peers=peers)
 
 
-def add_linear_for(weight: Tensor, bias: Tensor | None, rows: int) -> AddLinear:
+def add_linear_for(weight: Tensor, bias: Tensor | None, rows: int, peers: Sequence[Tensor] = ()) -> AddLinear:
     """The fastest ``stream += linear(x)`` for ``weight [N, K]``, ``bias [N]`` and this many rows."""
-    return AddLinear(weight, bias, rows, adds=True)
+    return AddLinear(weight, bias, rows, adds=True, peers=peers)

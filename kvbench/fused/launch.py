@@ -202,7 +202,7 @@ class Launch:
 
     @property
     def _is_fast(self) -> bool:
-        return self.dtype == torch.bfloat16 and self.device.type == "cuda"
+        return self.dtype == torch.bfloat16 and self.device.type == "cuda" and torch.version.hip is None
 
 
 def _format(side: str, plane: Plane, deal: Deal) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ class NativeStep:
         weights = merged_weights(model)
         self._embedding = weights.embedding.weight
         self._turns = _turns(weights, state)
-        pairs = zip(weights.layers, state.layers, strict=True)
-        self._layers = [_layer(own, attention, rows) for own, attention in pairs]
+        layers = [_own(own, attention) for own, attention in zip(weights.layers, state.layers, strict=True)]
+        self._layers = [_layer(own, attention, rows, layers) for own, attention in zip(layers, state.layers, strict=True)]
         self._head = norm_linear_for(weights.norm.weight, weights.norm.eps, weights.head.weight, weights.head.bias, rows)
 
     def __call__(self, token: Tensor, count: Tensor) -> Tensor:
@@ -71,16 +72,27 @@ def _turns(weights: ModelWeights, state: FusedState) -> Tensor:
     return torch.stack((cos[0], sin[0]))
 
 
-def _layer(own: LayerWeights, attention: FusedLayer, rows: int) -> _Layer:
-    if attention.fold is not None:
-        own = own.folded(attention.fold, value_rows=attention.kv_heads * attention.head_dim)
+def _own(weights: LayerWeights, attention: FusedLayer) -> LayerWeights:
+    """A layer's weights, with its value basis folded in where it has one."""
+    fold = attention.fold
+    return weights if fold is None else weights.folded(fold, value_rows=attention.kv_heads * attention.head_dim)
+
+
+def _layer(own: LayerWeights, attention: FusedLayer, rows: int, layers: Sequence[LayerWeights]) -> _Layer:
+    """One layer, its products chosen by timing them over all ``layers``, as a step runs them."""
     i, p, g = own.input_norm, own.mlp_norm, own.gate_up
+    qkv, o, gate_up, down = ([getattr(each, name).weight for each in layers] for name in ("qkv", "o", "gate_up", "down"))
     return _Layer(
-        qkv=norm_linear_for(i.weight, i.eps, own.qkv.weight, own.qkv.bias, rows),
+        qkv=norm_linear_for(i.weight, i.eps, own.qkv.weight, own.qkv.bias, rows, peers=_alike(own.qkv.weight, qkv)),
         attention=attention,
-        o=add_linear_for(own.o.weight, own.o.bias, rows),
-        gated=norm_gated_for(p.weight, p.eps, g.weight, g.bias, own.activation, rows),
-        down=add_linear_for(own.down.weight, own.down.bias, rows),
+        o=add_linear_for(own.o.weight, own.o.bias, rows, peers=_alike(own.o.weight, o)),
+        gated=norm_gated_for(p.weight, p.eps, g.weight, g.bias, own.activation, rows, peers=_alike(g.weight, gate_up)),
+        down=add_linear_for(own.down.weight, own.down.bias, rows, peers=_alike(own.down.weight, down)),
         q_norm=own.q_norm,
         k_norm=own.k_norm,
     )
+
+
+def _alike(weight: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Those of ``weight``'s shape: layers may be cut to ranks of their own."""
+    return [each for each in weights if each.shape == weight.shape]

@@ -39,7 +39,7 @@ class Tile:
 _WIDE = ((4, 1), (8, 1), (4, 2), (8, 2), (4, 4))
 _NARROW = ((4, 2), (2, 4), (4, 4), (4, 8), (8, 4))
 """Outputs and warps for one row. Few outputs make few programs: then more warps keep enough bytes on their way."""
-_SEVERAL = ((32, 256, 4, 4), (32, 128, 2, 6), (64, 128, 4, 5), (16, 256, 4, 5), (16, 512, 8, 3), (128, 128, 8, 4))
+_SEVERAL = ((32, 256, 4, 3), (32, 128, 4, 5), (64, 128, 4, 5), (16, 256, 4, 5), (64, 128, 4, 3), (128, 128, 8, 4))
 """Outputs, inputs, warps and stages for several rows."""
 
 

@@ -343,7 +343,7 @@ def split_dense(
 
 @triton.jit(do_not_specialize=["slots"])
 def combine(part, stat, out, slots, GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, WIDE: tl.constexpr, AT_ONCE: tl.constexpr):
-    """The parts of one row and query head together, ``AT_ONCE`` of them at a time: ``out`` ``[B, Hq, DV]``. ``WIDE`` ≥ DV is a power of two."""
+    """The parts of one row and query head together, ``AT_ONCE`` at a time: ``out`` ``[B, Hq, DV]``. ``WIDE`` ≥ DV is a power of two."""
     head = tl.program_id(0)
     pair = (head // GROUP).to(tl.int64)
     g = head % GROUP
