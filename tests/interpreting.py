@@ -1,11 +1,7 @@
-"""Where kernels run in tests: on a GPU if there is one, else in Triton's interpreter on CPU tensors.
-
-Import this before anything that imports triton: a kernel that was made without the interpreter stays a compiled one.
-"""
+"""Where kernels run in tests: on a GPU if there is one, else in Triton's interpreter on CPU tensors (``conftest.py`` chooses it)."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -14,8 +10,6 @@ import torch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = DEVICE.type == "cpu"
 
-if INTERPRETED:
-    os.environ["TRITON_INTERPRET"] = "1"
 triton = pytest.importorskip("triton", reason="Triton runs the kernels of the fused path; pip install triton")
 
 if INTERPRETED:

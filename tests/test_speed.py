@@ -288,8 +288,8 @@ def test_records_hold_what_figures_need() -> None:
 
 
 def test_a_random_fill_has_no_first_token() -> None:
-    evaluator, told = timed(session_of(["int4"], torch.float32), fill="random", path="fused")
-    fields = evaluator.summarise(told.records, "baseline")["int4"].fields
+    evaluator, told = timed(session_of(["int8"], torch.float32), fill="random", path="fused")
+    fields = evaluator.summarise(told.records, "baseline")["int8"].fields
     assert fields["read_path"] == "fused"
     assert {"ttft_s", "prefill_s", "compress_s"}.isdisjoint(fields)
     assert {"tokens_per_s", "capture_s", "prepare_s", "roofline_fraction"} <= set(fields)

@@ -3,22 +3,36 @@
 The fused path decodes greedily; what it wrote is then fed to the method's own cache in one exact forward, whose choice
 at every step is compared with the token that stands there. A difference does not spread, since both see the same tokens: each
 has its own gap between the two candidates, and is a tie where that is within the plain path's own rounding.
+
+Where codes are stored, rounding may do more: a number that lies on the boundary of two codes gets one on this path and its neighbour
+on that, and a level of an outlier channel moves logits by far more than the rounding that chose it. So the forward is made
+once more, its stores told the codes that the kernels stored (:mod:`kvbench.engine.dictated`). A difference is such a *flip* if
+
+- every code, scale and zero point that was stored is one that the plain path's own numbers give, moved by no more than rounding
+  moves them: a code that is rounded wrongly lies up to half a level off, rounding in float32 a ten-thousandth of one; and
+- the plain path, reading those codes, writes the fused path's token at *every* step, ties apart.
+
+The first says that the kernels store rightly, the second that they read rightly; both are asked of every method that stores codes,
+whether a token differs or not. Perturbing numbers at random instead would show that flips can move a gap so far, not that they did.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from kvbench.engine.decode import FusedDecoding
+from kvbench.engine.dictated import Told, codes_of, dictate
+from kvbench.engine.stored import Stored, compared, rounding
 
 if TYPE_CHECKING:
     from kvbench.engine.protocol import Prompt, Runner
     from kvbench.methods.base import Method
 
+Verdict = Literal["same", "tie", "code flip", "WRONG", "not fused"]
 PROBED = 32
 """Steps over which the plain path's rounding is measured, where there is a difference to explain."""
 CANDIDATES = 8
@@ -53,6 +67,8 @@ class Agreement:
         reason: Why it is not fused, or its steps are not captured; else empty.
         noise: By how much a gap between candidates differs at most, on the plain path alone, between one forward and token by
             token, over the first :data:`PROBED` steps; ``None`` where nothing differs.
+        stored: The codes that were stored, against the plain path's; ``None`` where it stores none.
+        unexplained: As ``differing``, of the plain path reading the codes that the fused path stored.
     """
 
     steps: int
@@ -60,6 +76,8 @@ class Agreement:
     read_path: str
     reason: str = ""
     noise: float | None = None
+    stored: Stored | None = None
+    unexplained: tuple[Differing, ...] = ()
 
     @property
     def agreeing(self) -> int:
@@ -67,9 +85,27 @@ class Agreement:
         return self.steps - len({one.step for one in self.differing})
 
     @property
+    def verdict(self) -> Verdict:
+        """What the differences are.
+
+        ``same``: there is none. ``tie``: no gap is beyond twice the noise, which was seen over fewer steps. ``code flip``: some
+        are, and codes that rounding explains account for all of them. ``WRONG``: anything else, and codes that it does not explain.
+        """
+        if self.read_path != "fused":
+            return "not fused"
+        if self.stored is not None and not (self.stored.holds and self._are_ties(self.unexplained)):
+            return "WRONG"
+        if self._are_ties(self.differing):
+            return "tie" if self.differing else "same"
+        return "code flip" if self.stored is not None and self.stored.drifted else "WRONG"
+
+    @property
     def holds(self) -> bool:
-        """Whether every difference is a tie: no gap beyond twice the noise, which was seen over fewer steps."""
-        return all(one.gap <= 2 * (self.noise or 0.0) for one in self.differing)
+        """Whether the fused path is right, as far as can be told; or there is none."""
+        return self.verdict != "WRONG"
+
+    def _are_ties(self, differing: tuple[Differing, ...]) -> bool:
+        return all(one.gap <= 2 * (self.noise or 0.0) for one in differing)
 
 
 @torch.inference_mode()
@@ -83,17 +119,43 @@ def agreement(runner: Runner, method: Method, prompt: Prompt, steps: int) -> Agr
     from kvbench.fused.layer import NotFused
 
     try:
-        fed, written, reason = _decoded(runner, method, prompt, steps)
+        fed, written, told, reason = _decoded(runner, method, prompt, steps)
     except NotFused as error:
         return Agreement(0, (), "reference", str(error))
-    hidden = runner.forward(fed, runner.compress(method, prompt))
-    found = tuple(_differing(runner.logits(hidden), written))
-    noise = _noise(runner, method, prompt, fed[:, :PROBED], hidden[:, :PROBED]) if found else None
-    return Agreement(steps, found, "fused", reason, noise)
+    cache = runner.compress(method, prompt)
+    hidden = runner.forward(fed, cache)
+    plain = Agreement(steps, tuple(_differing(runner.logits(hidden), written)), "fused", reason)
+    if any(keys or values for keys, values in told):
+        drifted = sum(store.differing()[0] for store in dictate(cache, told))
+        del cache
+        return _with_codes(runner, method, prompt, plain, fed, written, told, drifted)
+    if not plain.differing:
+        return plain
+    return replace(plain, noise=_noise(runner, hidden, runner.stepwise(fed[:, :PROBED], runner.compress(method, prompt))))
 
 
-def _decoded(runner: Runner, method: Method, prompt: Prompt, steps: int) -> tuple[Tensor, Tensor, str]:
-    """Tokens ``[B, steps]`` that each step was fed, those it wrote, and why steps were not captured.
+def _with_codes(
+    runner: Runner, method: Method, prompt: Prompt, plain: Agreement, fed: Tensor, written: Tensor, told: Told, drifted: int
+) -> Agreement:
+    """``plain``, and what the codes that the fused path stored make of it."""
+    cache = runner.compress(method, prompt)
+    stores = dictate(cache, told)
+    damage = sum(sum(store.differing()) for store in stores)
+    hidden = runner.forward(fed, cache)
+    left, stored = tuple(_differing(runner.logits(hidden), written)), replace(compared(stores), drifted=drifted, prompt=damage)
+    if stored.holds and not plain.differing and not left:
+        return replace(plain, stored=stored)
+    cache = runner.compress(method, prompt)
+    others = dictate(cache, told)
+    noise = _noise(runner, hidden, runner.stepwise(fed[:, :PROBED], cache))
+    for start in range(PROBED, plain.steps, PROBED):  # rounded otherwise too; and some of the first are coded only now
+        runner.forward(fed[:, start : start + PROBED], cache)
+    stored = replace(stored, rounding=max(stored.rounding, rounding(stores, others)))
+    return replace(plain, noise=noise, stored=stored, unexplained=left)
+
+
+def _decoded(runner: Runner, method: Method, prompt: Prompt, steps: int) -> tuple[Tensor, Tensor, Told, str]:
+    """Tokens ``[B, steps]`` that each step was fed, those it wrote, the codes it left, and why steps were not captured.
 
     Raises:
         NotFused: no kernel reads what the method stores.
@@ -103,7 +165,7 @@ def _decoded(runner: Runner, method: Method, prompt: Prompt, steps: int) -> tupl
         first = runner.logits(prompt.last_hidden).argmax(-1, keepdim=True)
         decoding.start(first[:, 0])
         written = decoding.steps(steps).clone()
-        return torch.cat((first.to(written.device), written[:, :-1]), 1), written, decoding.reason
+        return torch.cat((first.to(written.device), written[:, :-1]), 1), written, codes_of(decoding._state), decoding.reason
     finally:
         decoding.close()
 
@@ -119,11 +181,10 @@ def _differing(logits: Tensor, written: Tensor) -> list[Differing]:
     return sorted(found, key=lambda one: one.step)
 
 
-def _noise(runner: Runner, method: Method, prompt: Prompt, fed: Tensor, hidden: Tensor) -> float:
-    """How far rounding moves a gap between candidates: ``hidden`` is of the tokens ``fed`` in one forward, the same one by one is made."""
-    at_once = runner.logits(hidden).double()
-    by_token = runner.logits(runner.stepwise(fed, runner.compress(method, prompt))).double()
+def _noise(runner: Runner, hidden: Tensor, by_token: Tensor) -> float:
+    """How far rounding moves a gap between candidates: ``hidden`` of all tokens in one forward, ``by_token`` of the first one by one."""
+    at_once, one_by_one = (runner.logits(x[:, : by_token.shape[1]]).double() for x in (hidden, by_token))
     candidates = at_once.topk(CANDIDATES, -1).indices
-    gaps = [logits.gather(-1, candidates) for logits in (at_once, by_token)]
+    gaps = [logits.gather(-1, candidates) for logits in (at_once, one_by_one)]
     moved = [gap[..., :1] - gap[..., 1:] for gap in gaps]
     return float((moved[0] - moved[1]).abs().max())

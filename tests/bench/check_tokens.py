@@ -4,8 +4,15 @@ A fast path that reads the cache a little wrongly still writes fluent text, so i
 the model's. The prompt is prefilled once for all methods. Each method's cache is then made twice: the fused path decodes
 greedily from one, and the tokens it wrote go through the other in one exact forward of the plain path, whose first choice must
 be the same at every step. Where it is not, the gap between both candidates' logits is set beside the plain path's own rounding
-noise (how far such gaps move between one forward of the same tokens and one by one): within twice that it is a tie, beyond
-it an error, and this ends with 1.
+noise (how far such gaps move between one forward of the same tokens and one by one): within twice that it is a ``tie``.
+
+A method that stores codes is asked more. Numbers that differ by rounding may lie on two sides of the boundary of two codes, and the
+code that flips moves logits by far more than rounding does. So the plain path is also made to read the codes that the kernels stored.
+Columns: ``left`` is the largest gap of which that leaves a difference; ``flipped`` of how many codes differ from the plain path's own,
+by how many ``levels``, and how far ``beyond`` the boundary (in levels) its numbers lie, whose own ``rounding`` is so much; ``drifted``
+is how many differ in its own cache, with all that followed from the first. Gaps beyond the noise are a ``code flip`` where ``left``
+is within the noise and ``beyond`` within a few times that rounding. Everything else is ``WRONG``, codes that rounding does not
+explain too where no token differs, and this ends with 1.
 
     python tests/bench/check_tokens.py                                        # embedded model, float32, every method
     python tests/bench/check_tokens.py --device cuda --dtype bfloat16 --batch 4
@@ -32,7 +39,8 @@ from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
 from kvbench.weights import silent
 
 METHODS = "all,snapkv+int4,adakv+int4,adakv+int8,int4:group=64,int4:k_bits=2,v_bits=2,group=64,v_lowrank:bits=4,h2o:decode=grow"
-HEADS = ["method", "read path", "verdict", "agreeing", "first at", "gap", "largest gap", "noise", "seconds"]
+HEADS = ["method", "read path", "verdict", "agreeing", "first at", "gap", "largest gap", "noise", "left"]
+STORED_HEADS = ["flipped", "of", "levels", "beyond", "rounding", "drifted", "seconds"]
 Found = dict[str, Any]
 
 
@@ -47,7 +55,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if session.loaded.device.type == "cuda" else "CPU"
     model = f"{session.spec.model.id} in {given.dtype} on {where}"
     print(f"{model}: {given.steps} greedy tokens behind {given.context}, batch {given.batch}")
-    print(tabulate([_row(one) for one in found], HEADS, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 6))
+    print(tabulate([_row(one) for one in found], HEADS + STORED_HEADS, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 13))
     print(*(f"{one['method']}: {one['reason']}" for one in found if one["reason"]), sep="\n")
     print(
         json.dumps(
@@ -85,35 +93,34 @@ def _checked(session: Session, label: str, prompt: Prompt, steps: int) -> Found:
     except Exception as error:  # one method's failure is its row
         found, verdict = Agreement(0, (), "fused", f"{type(error).__name__}: {error}"), "failed"
     else:
-        verdict = _verdict(found)
+        verdict = found.verdict
     session.runner.folds.held.clear()
     session.release()
     return {"method": label, "verdict": verdict, "agreeing": found.agreeing, "seconds": time.perf_counter() - started, **asdict(found)}
 
 
-def _verdict(found: Agreement) -> str:
-    if found.read_path != "fused":
-        return "not fused"
-    return "same" if not found.differing else "ties" if found.holds else "WRONG"
-
-
 def _row(found: Found) -> list[str]:
-    differing = found["differing"]
-    tail = [f"{found['seconds']:.1f}"]
+    steps = f"{found['agreeing']}/{found['steps']}" if found["steps"] else "–"
+    seconds = f"{found['seconds']:.1f}"
+    return [found["method"], found["read_path"], found["verdict"], steps, *_gaps(found), *_stored(found["stored"]), seconds]
+
+
+def _gaps(found: Found) -> list[str]:
+    differing, left = found["differing"], max((one["gap"] for one in found["unexplained"]), default=0.0)
+    noise = [f"{found['noise']:.2e}"] if found["noise"] is not None else ["–"]
+    last = [f"{left:.2e}" if found["stored"] else "–"]
     if not differing:
-        agreeing = f"{found['agreeing']}/{found['steps']}" if found["steps"] else "–"
-        return [found["method"], found["read_path"], found["verdict"], agreeing, "–", "–", "–", "–", *tail]
+        return ["–", "–", "–", *noise, *last]
     first, largest = differing[0], max(one["gap"] for one in differing)
-    numbers = [f"{first['gap']:.2e}", f"{largest:.2e}", f"{found['noise']:.2e}"]
-    return [
-        found["method"],
-        found["read_path"],
-        found["verdict"],
-        f"{found['agreeing']}/{found['steps']}",
-        str(first["step"]),
-        *numbers,
-        *tail,
-    ]
+    return [str(first["step"]), f"{first['gap']:.2e}", f"{largest:.2e}", *noise, *last]
+
+
+def _stored(stored: Found | None) -> list[str]:
+    if stored is None:
+        return ["–"] * 6
+    flipped = f"{stored['flipped']} + {stored['prompt']} of the prompt" if stored["prompt"] else str(stored["flipped"])
+    beyond, rounding = (f"{stored[name]:.1e}" for name in ("beyond", "rounding"))
+    return [flipped, f"{stored['codes']:,}", str(stored["levels"]), beyond, rounding, f"{stored['drifted']:,}"]
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ async def test_plots_are_chosen_by_number_and_by_tab(finished: Path) -> None:
             ("3", "resident"),
             ("4", "tokens/s while decoding"),
             ("tab", "kvbench run --evals needle"),
-            ("tab", "kvbench run --evals tasks"),
+            ("tab", "Greedy decoding at batch 1"),
             ("tab", "KL to baseline"),
         ):
             await pilot.press(key)
