@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch.profiler import ProfilerActivity, profile
 
 from kvbench.engine.decode import SETTLING_STEPS, decoder_for
 from kvbench.engine.roofline import Roofline, measured_once
@@ -25,6 +26,7 @@ from kvbench.engine.session import Session
 from kvbench.engine.stopwatch import Stopwatch
 from kvbench.engine.timing import timed
 from kvbench.evaluators.points import Point
+from kvbench.fused.choice import _CHOICES
 from kvbench.methods.base import expand, resolve
 from kvbench.presets import read_preset
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
@@ -53,7 +55,22 @@ def opened(labels: list[str], preset: str) -> Session:
     return Session.open(spec, {m.label: resolve(m, spec) for m in spec.methods}, lambda *_: None)
 
 
-def measured(session: Session, label: str, point: Point, steps: int, repeats: int, path: Any) -> dict[str, Any]:
+def profiled(decoder: Any, steps: int = 4) -> list[tuple[float, float, str]]:
+    """Where a step's time goes: microseconds a step, launches a step and the kernel's name, the longest first.
+
+    Kernels that start while the one before them ends overlap, so their times add up to more than a step's; ``KVBENCH_PDL=0``
+    starts each when the one before has ended.
+    """
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        decoder.steps(steps)
+        torch.cuda.synchronize()
+    kernels = [(e.self_device_time_total / steps, e.count / steps, e.key[:80]) for e in seen.key_averages() if e.self_device_time_total]
+    return sorted(kernels, reverse=True)
+
+
+def measured(
+    session: Session, label: str, point: Point, steps: int, repeats: int, path: Any, *, with_profile: bool = False
+) -> dict[str, Any]:
     """One method at one point: seconds a step of every repeat, and what it took to get there."""
     gc.collect()
     torch.cuda.empty_cache()
@@ -64,13 +81,15 @@ def measured(session: Session, label: str, point: Point, steps: int, repeats: in
     torch.cuda.synchronize()
     filled_s = time.perf_counter() - started
     stored = filled.cache.ledger().stored
-    reserve = max(SETTLING_STEPS.values()) + steps * repeats
+    reserve = max(SETTLING_STEPS.values()) + steps * repeats + 4
     decoder = decoder_for(session, label, filled.cache, path=path, reserve=reserve, again=filled.again)
     try:
         decoder.start(filled.first)
         decoder.steps(SETTLING_STEPS[decoder.read_path])
         held = torch.cuda.memory_allocated() - before
         times = [timed(session.loaded.device, partial(decoder.steps, steps))[1] / steps for _ in range(repeats)]
+        if with_profile:
+            print(tabulate(profiled(decoder)[:14], ["µs a step", "launches", "kernel"], floatfmt=("9.1f", ".0f", "")), flush=True)
         weights = decoder.weight_bytes() or 0
         read = decoder.read_bytes() or stored
         limit = Roofline(weights, read, measured_once(session)).limit(point.batch)
@@ -104,6 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--path", default="auto")
+    parser.add_argument("--profile", action="store_true", help="also print each row's kernels by time, and which products were chosen")
     parser.add_argument("--everything", action="store_true", help="every method at every point, not only at the last")
     asked = parser.parse_args()
     labels = methods_of(asked.methods)
@@ -116,7 +136,7 @@ def main() -> None:
             if not (asked.everything or point == points[-1] or label.startswith(AT_ALL_POINTS)):
                 continue
             try:
-                one = measured(session, label, point, asked.steps, asked.repeats, asked.path)
+                one = measured(session, label, point, asked.steps, asked.repeats, asked.path, with_profile=asked.profile)
             except Exception as error:  # a method that fails is a row
                 one = {"method": label, "point": f"{point.batch}x{point.context}", "error": f"{type(error).__name__}: {error}"}
             found.append(one)
@@ -125,6 +145,8 @@ def main() -> None:
             if label == "baseline" and "step_s" in one:
                 baseline = point.batch / statistics.median(one["step_s"])
                 rows[-1][8] = 1.0
+    if asked.profile:
+        print(*(f"{key[0]}: {choice.name} {choice.microseconds}" for key, choice in _CHOICES.items()), sep="\n")
     names = [
         "point", "method", "path", "ms", "spread", "tokens/s", "limit", "reached", "over bf16", "GiB stored", "GiB held",
         "prepare s", "capture s", "flush µs",
