@@ -50,7 +50,14 @@ FUSED_VARIANTS = {
     "v_lowrank:rank=32", "v_lowrank:basis=random,bits=4", "v_lowrank:bits=8", "hybrid:k_bits=4,v_bits=2", "hybrid:guard=0,k_bits=2",
 }  # fmt: skip
 """Parameters that change what is stored."""
-UNFUSED_VARIANTS = {"snapkv:decode=hold", "int4:k_bits=3", "fp8:k_bits=16", "kivi:bits=2,residual=96", "adakv+kivi:bits=2"}
+UNFUSED_VARIANTS = {
+    "snapkv:decode=hold",
+    "int4:k_bits=3",
+    "fp8:k_bits=16",
+    "kivi:bits=2,residual=96",
+    "adakv+kivi:bits=2",
+    "pyramidkv:window=8+kivi:bits=2",
+}
 ALL = {spec.label for spec in expand(["all"])}
 PINNED = {*FUSED, *FUSED_VARIANTS}
 

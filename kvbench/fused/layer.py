@@ -17,7 +17,7 @@ from kvbench.caches.folding import Fold, can_fold
 from kvbench.caches.layer import LayerCache
 from kvbench.fused import oracle
 from kvbench.fused import window as windows
-from kvbench.fused.sources import NotFused, Windowed, check, is_ragged, residual, sources_of, windowed
+from kvbench.fused.sources import NotFused, Windowed, check, check_together, is_ragged, residual, sources_of, windowed
 from kvbench.fused.storage import Region, region_of
 from kvbench.fused.window import Window, window_of
 
@@ -149,6 +149,7 @@ def fuse(cache: KVCache, runner: Any, reserve: int) -> FusedState:
     for layer in layers:
         check(layer)  # nothing is taken from a cache of which a later layer cannot be
         reserve = max(reserve, residual(layer))  # a flush may be tried before it is due
+    check_together(layers)
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     seen, fused = layers[0].seen, []
     for index, layer in enumerate(layers):

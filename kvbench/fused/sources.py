@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -19,7 +20,7 @@ from kvbench.caches.threshold import SurrogateHeads
 from kvbench.fused.layout import TILE
 from kvbench.fused.storage import Held, NotFused
 
-__all__ = ["NotFused", "Source", "Windowed", "check", "is_ragged", "residual", "sources_of", "windowed"]
+__all__ = ["NotFused", "Source", "Windowed", "check", "check_together", "is_ragged", "residual", "sources_of", "windowed"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,18 @@ def residual(layer: LayerCache) -> int:
     """Tokens of the dense residual, 0 without one."""
     inner = quantised_of(layer)
     return 0 if inner is None else inner.values_side.residual
+
+
+def check_together(layers: Sequence[LayerCache]) -> None:
+    """See whether the layers of one cache flush at the same tokens: one graph does it for all.
+
+    Raises:
+        NotFused: they do not.
+    """
+    inner = [quantised_of(layer) for layer in layers]
+    phases = {None if one is None else (one.values_side.residual, one.length % one.values_side.residual) for one in inner}
+    if len(phases) > 1:
+        raise NotFused("layers of different lengths with a dense residual each")
 
 
 def windowed(layer: LayerCache) -> Windowed | None:
