@@ -222,6 +222,8 @@ def unfit(session: Session) -> str:
     """Why ``auto`` does not try the fused path here, or nothing."""
     if session.loaded.device.type != "cuda":
         return "no GPU"
+    if torch.version.hip is not None:
+        return "not an NVIDIA GPU"
     return "triton is not installed" if find_spec("triton") is None else ""
 
 

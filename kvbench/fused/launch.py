@@ -202,7 +202,9 @@ class Launch:
 
     @property
     def _is_fast(self) -> bool:
-        return self.dtype == torch.bfloat16 and self.device.type == "cuda" and torch.version.hip is None
+        """Whether codes become bfloat16 by instructions that compute capability 9.0 brought."""
+        is_new = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (9, 0)
+        return is_new and self.dtype == torch.bfloat16
 
 
 def _format(side: str, plane: Plane, deal: Deal) -> dict[str, Any]:
