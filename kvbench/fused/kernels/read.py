@@ -19,6 +19,31 @@ from kvbench.fused.kernels.bits import planes
 
 
 @triton.jit
+def _part(first, held, counter, pair, T: tl.constexpr, LAG: tl.constexpr, GROWS: tl.constexpr):
+    """First slot of a pair, and of its n tokens where this program's part begins and ends, whole tiles from a tile on."""
+    start = tl.multiple_of(tl.load(first + pair), T)
+    n = tl.load(held + pair)
+    if GROWS:
+        n += tl.load(counter) + 1
+    n = tl.maximum(n - LAG, 0)
+    each = tl.cdiv(tl.cdiv(n, tl.num_programs(1)), T) * T
+    begin = tl.program_id(1) * each
+    return start, n, begin, tl.minimum(begin + each, n)
+
+
+@triton.jit
+def absorb(queries, k, v, inside, scaling, best, mass, out):
+    """One tile of dense keys ``[D, T]`` and values ``[T, DV]`` taken into a running softmax in base 2, queries ``[N, D]`` being rows."""
+    s = tl.dot(queries, k, input_precision="ieee") * scaling
+    s = tl.where(inside[None, :], s, -float("inf"))
+    higher = tl.maximum(best, tl.max(s, 1))
+    decay = tl.exp2(best - higher)
+    p = tl.exp2(s - higher[:, None])
+    out = tl.dot(p.to(v.dtype), v, out * decay[:, None], input_precision="ieee")
+    return higher, mass * decay + tl.sum(p, 1), out
+
+
+@triton.jit
 def _steps(scale, zero, at, inside, PAIRED: tl.constexpr, SYMMETRIC: tl.constexpr, TYPE: tl.constexpr):
     """Scales and zero points of tokens, 0 outside; a zero point of a symmetric format is not read."""
     if PAIRED:
@@ -49,6 +74,32 @@ def _rows(x, P: tl.constexpr, X: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def _token_scores(
+    keys, k_scale, k_zero, k_stride, token, inside, pieces, sums, starts, scaling, TYPE: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    T: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, WORD: tl.constexpr, BITS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Scores ``[T, N]`` of tokens that have a scale for every group of channels: those go onto the groups' products."""
+    P: tl.constexpr = WORD // BITS
+    WORDS: tl.constexpr = D // CHUNKS // P
+    EACH: tl.constexpr = CHUNKS * P // GROUPS  # planes of a group
+    w = tl.arange(0, WORDS)
+    s = tl.zeros([T, N], tl.float32)
+    for c in tl.static_range(CHUNKS):
+        words = tl.load(keys + token[:, None] * (D // P) + c * WORDS + w[None, :])
+        codes = planes(words, WORD, BITS, FAST, TYPE)
+        for i in tl.static_range(P // EACH):
+            product = tl.broadcast_to(starts[c * P // EACH + i][None, :], [T, N])
+            for j in tl.static_range(EACH):
+                product = tl.dot(codes[i * EACH + j], pieces[c * P + i * EACH + j], product, input_precision="ieee")
+            ks, kz = _steps(k_scale, k_zero, (c * P // EACH + i) * k_stride + token, inside, PAIRED, SYMMETRIC, TYPE)
+            s += product * (ks * scaling)[:, None]
+            if not SYMMETRIC:
+                s += (kz * scaling)[:, None] * sums[c * P // EACH + i][None, :]
+    return s
+
+
+@triton.jit
 def _span_scores(
     keys, k_scale, k_zero, token, pieces, scaling, TYPE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, SPAN: tl.constexpr,
     WORD: tl.constexpr, BITS: tl.constexpr, SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, FAST: tl.constexpr,
@@ -57,6 +108,7 @@ def _span_scores(
     P: tl.constexpr = WORD // BITS
     WORDS: tl.constexpr = D // P
     OFFSET: tl.constexpr = 0 if not FAST else (-128.0 if BITS == 8 else 128.0)
+    CENTRE: tl.constexpr = 1 << (BITS - 1) if SYMMETRIC else 0
     t = tl.arange(0, SPAN)
     w = tl.arange(0, WORDS)
     words = tl.load(keys + (token + t)[:, None] * WORDS + w[None, :])
@@ -66,15 +118,14 @@ def _span_scores(
     for j in tl.static_range(P):
         at = (token // SPAN) * D + j * WORDS + w
         ks, kz = _steps(k_scale, k_zero, at, w < WORDS, PAIRED, SYMMETRIC, TYPE)
-        if SYMMETRIC:
-            kz = ks * (-(1 << (BITS - 1)))
         query = pieces[j].to(tl.float32)
-        if FAST and BITS == 2:
-            shrink = 1.0 if j % 3 == 0 else (0.25 if j % 3 == 1 else 0.0625)
-            piece = (query * (ks * shrink)[:, None]).to(TYPE)
+        shrink = 1.0 if not (FAST and BITS == 2) or j % 3 == 0 else (0.25 if j % 3 == 1 else 0.0625)
+        piece = (query * (ks * shrink)[:, None]).to(TYPE)
+        excess = piece.to(tl.float32) * (OFFSET + CENTRE / shrink)  # of what is multiplied, so that its rounding cancels
+        if SYMMETRIC:
+            total -= tl.sum(excess, 0)
         else:
-            piece = (query * ks[:, None]).to(TYPE)
-        total += tl.sum(query * kz[:, None] - piece.to(tl.float32) * OFFSET, 0)
+            total += tl.sum(query * kz[:, None] - excess, 0)
         scaled = scaled + (piece,)
     product = tl.broadcast_to(total[None, :], [SPAN, N])
     for j in tl.static_range(P):
@@ -144,14 +195,7 @@ def split(
     pair = tl.program_id(0)
     slot = tl.program_id(1)
     type = q.dtype.element_ty
-    start = tl.multiple_of(tl.load(first + pair), T)
-    n = tl.load(held + pair)
-    if GROWS:
-        n += tl.load(counter) + 1
-    n = tl.maximum(n - LAG, 0)
-    each = tl.cdiv(tl.cdiv(n, tl.num_programs(1)), T) * T
-    begin = slot * each
-    end = tl.minimum(begin + each, n)
+    start, n, begin, end = _part(first, held, counter, pair, T, LAG, GROWS)
 
     t = tl.arange(0, T)
     g = tl.arange(0, N)
@@ -226,19 +270,10 @@ def split(
                 keys, k_scale, k_zero, start + low, pieces, scaling, type, N, D, T, K_SPAN, K_WORD, K_BITS, K_SYMMETRIC, K_PAIRED, FAST
             )
         else:
-            s = tl.zeros([T, N], tl.float32)
-            for c in tl.static_range(CHUNKS):
-                words = tl.load(keys + token[:, None] * (D // K_P) + c * WORDS + w[None, :])
-                codes = planes(words, K_WORD, K_BITS, FAST, type)
-                for i in tl.static_range(K_P // EACH):
-                    product = tl.broadcast_to(starts[c * K_P // EACH + i][None, :], [T, N])
-                    for j in tl.static_range(EACH):
-                        product = tl.dot(codes[i * EACH + j], pieces[c * K_P + i * EACH + j], product, input_precision="ieee")
-                    at = (c * K_P // EACH + i) * k_stride + token
-                    ks, kz = _steps(k_scale, k_zero, at, inside, K_PAIRED, K_SYMMETRIC, type)
-                    s += product * (ks * scaling)[:, None]
-                    if not K_SYMMETRIC:
-                        s += (kz * scaling)[:, None] * sums[c * K_P // EACH + i][None, :]
+            s = _token_scores(
+                keys, k_scale, k_zero, k_stride, token, inside, pieces, sums, starts, scaling, type, N, D, T,
+                K_GROUPS, CHUNKS, K_WORD, K_BITS, K_SYMMETRIC, K_PAIRED, FAST,
+            )  # fmt: skip
         s = tl.where(inside[:, None], s, -float("inf"))
         # Online softmax, in base 2 -------------------------------------------------------------
         higher = tl.maximum(best, tl.max(s, 0))
@@ -305,14 +340,7 @@ def split_dense(
     """As :func:`split` where keys ``[tokens, D]`` and values ``[tokens, DV]`` are plain numbers; queries are rows here, N of them."""
     pair = tl.program_id(0)
     slot = tl.program_id(1)
-    type = q.dtype.element_ty
-    start = tl.multiple_of(tl.load(first + pair), T)
-    n = tl.load(held + pair)
-    if GROWS:
-        n += tl.load(counter) + 1
-    each = tl.cdiv(tl.cdiv(n, tl.num_programs(1)), T) * T
-    begin = slot * each
-    end = tl.minimum(begin + each, n)
+    start, n, begin, end = _part(first, held, counter, pair, T, 0, GROWS)
 
     t = tl.arange(0, T)
     g = tl.arange(0, N)
@@ -327,14 +355,7 @@ def split_dense(
         inside = low + t < n
         k = tl.load(keys + token[None, :] * D + d[:, None], mask=inside[None, :], other=0.0)
         v = tl.load(values + token[:, None] * DV + e[None, :], mask=inside[:, None] & (e < DV)[None, :], other=0.0)
-        s = tl.dot(queries, k, input_precision="ieee") * scaling
-        s = tl.where(inside[None, :], s, -float("inf"))
-        higher = tl.maximum(best, tl.max(s, 1))
-        decay = tl.exp2(best - higher)
-        p = tl.exp2(s - higher[:, None])
-        best = higher
-        mass = mass * decay + tl.sum(p, 1)
-        out = tl.dot(p.to(type), v, out * decay[:, None], input_precision="ieee")
+        best, mass, out = absorb(queries, k, v, inside, scaling, best, mass, out)
     place = pair.to(tl.int64) * slots + base + slot
     tl.store(part + (place * N + g)[:, None] * DV + e[None, :], out, mask=(e < DV)[None, :])
     tl.store(stat + place * 2 * N + g, best)

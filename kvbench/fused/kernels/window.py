@@ -8,7 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvbench.fused.kernels.write import _put_values, _turned
+from kvbench.fused.kernels.read import absorb
+from kvbench.fused.kernels.write import _put_steps, _put_values, _quantised, _turned
 
 
 @triton.jit
@@ -59,34 +60,18 @@ def flush(
     type = keys.dtype.element_ty
     place = (pair * 2 * SIZE + (token + t) % (2 * SIZE))[:, None] * D + d[None, :]
     x = tl.load(keys + pairs * 2 * SIZE * D + place).to(tl.float32)
-    LEVELS: tl.constexpr = (1 << BITS) - 1
-    if SYMMETRIC:
-        scale = tl.div_rn(tl.max(tl.abs(x), 0), tl.full([D], (1 << (BITS - 1)) - 1, tl.float32)).to(type)
-        zero = tl.zeros([D], type)
-        base = 1 << (BITS - 1)
-    else:
-        zero = tl.min(x, 0).to(type)
-        scale = tl.div_rn(tl.max(x, 0) - zero.to(tl.float32), tl.full([D], LEVELS, tl.float32)).to(type)
-        base = 0
-    step = scale.to(tl.float32)
-    divisor = tl.broadcast_to(tl.where(step == 0.0, 1.0, step)[None, :], [SPAN, D])
-    code = (tl.div_rn(x - zero.to(tl.float32)[None, :], divisor) + base + 12582912.0) - 12582912.0  # to the nearest, ties to even
-    code = tl.minimum(tl.maximum(code, 0.0), LEVELS)
-    read = (code - base) * step[None, :] + zero.to(tl.float32)[None, :]
+    codes_of, scale, zero = _quantised(tl.reshape(tl.trans(x), [D * SPAN]), D, D * SPAN, BITS, SYMMETRIC, type)
+    code = tl.trans(tl.reshape(codes_of, [D, SPAN]))
+    base = (1 << (BITS - 1)) if SYMMETRIC else 0
+    read = (code - base).to(tl.float32) * scale.to(tl.float32)[None, :] + zero.to(tl.float32)[None, :]
     tl.store(keys + place, read.to(type))
     P: tl.constexpr = WORD // BITS
-    dealt = tl.reshape(code.to(tl.int32), [SPAN, P, D // P]) << (tl.arange(0, P) * BITS)[None, :, None]
+    dealt = tl.reshape(code, [SPAN, P, D // P]) << (tl.arange(0, P) * BITS)[None, :, None]
     slot = tl.load(first + pair) + token
     w = tl.arange(0, D // P)
     tl.store(codes + (slot + t)[:, None] * (D // P) + w[None, :], tl.sum(dealt, 1).to(codes.dtype.element_ty))
     at = (slot // SPAN) * D + d
-    if PAIRED:
-        low = scale.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-        tl.store(k_scale + at, low | (zero.to(tl.int16, bitcast=True).to(tl.int32) << 16))
-    else:
-        tl.store(k_scale + at, scale)
-        if not SYMMETRIC:
-            tl.store(k_zero + at, zero)
+    _put_steps(k_scale, k_zero, at, scale, zero, SYMMETRIC, PAIRED)
 
 
 @triton.jit(do_not_specialize=["slots", "base"])
@@ -99,7 +84,6 @@ def read(
     n = tl.load(held + pair) + tl.load(counter) + 1
     begin = tl.maximum(n - SIZE, 0)
     flushed = (n - 1) // SIZE * SIZE
-    type = q.dtype.element_ty
     t = tl.arange(0, T)
     g = tl.arange(0, ROWS)
     d = tl.arange(0, D)
@@ -115,14 +99,7 @@ def read(
         dense = tl.where(token >= flushed, pairs * 2 * SIZE, 0)
         k = tl.load(keys + (dense + place)[None, :] * D + d[:, None], mask=inside[None, :], other=0.0)
         v = tl.load(ring + place[:, None] * DV + e[None, :], mask=inside[:, None], other=0.0)
-        s = tl.dot(queries, k, input_precision="ieee") * scaling
-        s = tl.where(inside[None, :], s, -float("inf"))
-        higher = tl.maximum(best, tl.max(s, 1))
-        decay = tl.exp2(best - higher)
-        p = tl.exp2(s - higher[:, None])
-        best = higher
-        mass = mass * decay + tl.sum(p, 1)
-        out = tl.dot(p.to(type), v, out * decay[:, None], input_precision="ieee")
+        best, mass, out = absorb(queries, k, v, inside, scaling, best, mass, out)
     place = pair * slots + base
     tl.store(part + (place * N + g)[:, None] * DV + e[None, :], out, mask=(g < N)[:, None])
     tl.store(stat + place * 2 * N + g, best, mask=g < N)
