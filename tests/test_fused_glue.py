@@ -67,10 +67,14 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor | None, a
     return y if stream is None else (stream.double() + y).to(dtype).double()
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    """Equal to two roundings of the dtype; in 16 bits equal, but for the few that a sum in float32 rounds the other way."""
+def assert_close(found: Tensor, expected: Tensor, size: Tensor | None = None) -> None:
+    """Equal to two roundings of the dtype; in 16 bits equal, but for the few that a sum in float32 rounds the other way.
+
+    ``size``, where it is not the result's own: of what was rounded on the way.
+    """
     step = max(torch.finfo(found.dtype).eps, 2e-6)  # float32 sums of a hundred numbers
-    assert ((found.double() - expected).abs() <= 2 * step * expected.abs().clamp_min(1.0)).all()
+    size = expected.abs() if size is None else size
+    assert ((found.double() - expected).abs() <= 2 * step * size.clamp_min(1.0)).all()
     if found.element_size() == 2:
         assert int((found.double() != expected).sum()) <= max(1, expected.numel() // 25)
 
@@ -118,17 +122,42 @@ def test_one_row(norms: bool, has_bias: bool, activation: str, adds: bool, dtype
     assert_close(found, expected)
 
 
+ROWS_TILES = [
+    pytest.param(Tile(16, 64, 4, 3), 1, id="a tile a program"),
+    pytest.param(Tile(16, 32, 4, 3, 1), 3, id="three programs"),
+    pytest.param(Tile(32, 32, 4, 2, 1), 7, id="seven programs"),
+    pytest.param(Tile(64, 32, 4, 2, 1), 5, id="more programs than tiles"),
+]
+
+
 @pytest.mark.parametrize(("has_bias", "activation", "adds"), [(False, "", False), (True, "silu", False), (True, "", True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16 if interpreting.INTERPRETED else torch.bfloat16])
-@pytest.mark.parametrize("rows", [2, 3, 5, 17])
-def test_several_rows(has_bias: bool, activation: str, adds: bool, dtype: torch.dtype, rows: int) -> None:
-    """The tensor cores' tile, rows padded to 16 or 32; the interpreter has no products of bfloat16."""
-    given = operands(rows, 77, 96, dtype, (False, has_bias, activation, adds))
+@pytest.mark.parametrize(("rows", "K"), [(2, 96), (5, 99), (17, 160)])
+@pytest.mark.parametrize(("tile", "programs"), ROWS_TILES)
+def test_several_rows(
+    has_bias: bool, activation: str, adds: bool, dtype: torch.dtype, rows: int, K: int, tile: Tile, programs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Rows padded to a tile of the tensor cores, blocks shared out among programs; the interpreter has no products of bfloat16.
+
+    Twice: what programs use to meet is left as it was found.
+    """
+    monkeypatch.setattr(products, "multiprocessors", lambda device: programs)
+    given = operands(rows, 77, K, dtype, (False, has_bias, activation, adds))
     x, weight, bias, _, stream = given.values()
     expected = exact(x, weight, bias, None, activation, stream)
-    found = products.product(Tile(16, 64, 4, 3), x, weight, bias, activation=activation, stream=stream)
-    assert found.shape == (rows, 77)
-    assert_close(found, expected)
+    size = None
+    if activation:  # either factor's rounding is multiplied with the other
+        gates, ups = exact(x, weight, bias, None, "", None).chunk(2, -1)
+        size = gates.abs() + ups.abs()
+    room = products.room_for(tile, rows, weight)
+    room.sums.fill_(float("nan"))
+    for _ in range(2):
+        out = None if stream is None else stream.clone()
+        found = products.product(tile, x, weight, bias, activation=activation, stream=out, room=room)
+        assert found.shape == (rows, 77)
+        assert_close(found, expected, size)
+        assert not room.arrivals.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -28,7 +28,7 @@ from kvbench.fused import plain
 from kvbench.fused.choice import Choice, fastest
 
 if TYPE_CHECKING:
-    from kvbench.fused.kernels.linear import Tile
+    from kvbench.fused.kernels.linear import Room, Tile
 
 LIBRARY = "library"
 """The way whose product is PyTorch's own (cuBLAS on CUDA)."""
@@ -114,6 +114,7 @@ class Product:
     ) -> None:
         self.weight, self.bias, self.rows, self.norm, self.activation, self.adds = weight, bias, rows, norm, activation, adds
         self._tile: Tile | None = None
+        self._rooms: dict[Tile, Room] = {}
         self.choice = Choice(LIBRARY)
         if takes(weight, bias, norm[0] if norm else None):
             self._choose(peers or [weight])
@@ -146,10 +147,13 @@ class Product:
 
     def _fused(self, tile: Tile, x: Tensor, stream: Tensor | None, weight: Tensor) -> Tensor:
         """One kernel; a norm of several rows has its own."""
-        from kvbench.fused.kernels.linear import product
+        from kvbench.fused.kernels.linear import product, room_for
 
         if self.rows > 1:
-            return product(tile, self._normed(x), weight, self.bias, activation=self.activation, stream=stream)
+            room = self._rooms.get(tile)
+            if room is None:
+                room = self._rooms[tile] = room_for(tile, self.rows, weight)
+            return product(tile, self._normed(x), weight, self.bias, activation=self.activation, stream=stream, room=room)
         return product(tile, x, weight, self.bias, norm=self.norm, activation=self.activation, stream=stream)
 
     def _run(self, x: Tensor, stream: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import e as EULER
 from math import log2
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kvbench.fused.layout import TILE, Deal
+from kvbench.fused.scratch import multiprocessors, scratch
 from kvbench.fused.storage import Plane, Region
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ class Launch:
         self.slots = sum(self.splits) + (layer.window is not None)
         self.columns = max(_power(self.group), 16 if any(r.is_dense for r in layer.regions) else 8)
         width = layer.value_dim
-        self.part = shared_buffer(self.device, "part", self.pairs * self.slots * self.columns * width)
-        self.stat = shared_buffer(self.device, "stat", self.pairs * self.slots * 2 * self.columns)
+        self.part = scratch(self.device, "part", self.pairs * self.slots * self.columns * width)
+        self.stat = scratch(self.device, "stat", self.pairs * self.slots * 2 * self.columns)
+        self.waits = _launch_options(self.device)
         self.nothing = torch.zeros(1, dtype=self.dtype, device=self.device)
 
     def step(
@@ -115,7 +116,7 @@ class Launch:
         rows = (q.stride(0), k.stride(0), v.stride(0), cos.stride(0) if cos.ndim == 2 and cos.shape[0] > 1 else 0)
         shape = {"HEADS": layer.heads, "KV_HEADS": layer.kv_heads, "D": layer.head_dim, "DV": layer.value_dim, "R": cos.shape[-1]}
         shape |= {"ROPE": turn is not None, "NORM": norms is not None, "T": TILE} | _format("V", region.values, region.values.form.column)
-        shape |= {"num_warps": 1, "enable_fp_fusion": False}  # what is rounded twice in the model is rounded twice here
+        shape |= {"num_warps": 1, "enable_fp_fusion": False, **self.waits}  # what is rounded twice in the model is rounded twice here
         if layer.window is not None:
             self._append_to_window(layer.window, (q, k, v, cos, sin, q_weight, k_weight, out), eps, rows, shape)
             return out
@@ -144,7 +145,7 @@ class Launch:
         read[(self.pairs,)](
             q, window.keys, window.values, window.held, layer.counter, self.part, self.stat, layer.scaling * LOG2_E, self.slots, slot,
             self.pairs, GROUP=self.group, N=self.columns, ROWS=max(16, self.columns), D=layer.head_dim, DV=layer.value_dim, T=TILE,
-            SIZE=window.size, num_warps=4, num_stages=2,
+            SIZE=window.size, num_warps=4, num_stages=2, **self.waits,
         )  # fmt: skip
 
     def flush(self, window: Window) -> None:
@@ -167,7 +168,7 @@ class Launch:
             q, *self._side(region.keys), *self._side(region.values), region.first, region.held, layer.counter, self.part, self.stat,
             layer.scaling * LOG2_E, self.slots, slot, *self._strides(region), GROUP=self.group, N=self.columns, D=layer.head_dim,
             DV=layer.value_dim, T=TILE, GROWS=region.grows, FAST=self._is_fast, K_SPAN=region.keys.form.span, LAG=region.lag,
-            **_format("K", region.keys, region.keys.form.row), **_format("V", region.values, region.values.form.column), **tuning.options,
+            **_format("K", region.keys, region.keys.form.row), **_format("V", region.values, region.values.form.column), **self.waits, **tuning.options,
         )  # fmt: skip
 
     def _split_dense(self, q: Tensor, region: Region, tuning: Tuning, splits: int, slot: int) -> None:
@@ -178,7 +179,7 @@ class Launch:
             q, region.keys.numbers, region.values.numbers, region.first, region.held, layer.counter, self.part, self.stat,
             layer.scaling * LOG2_E, self.slots, slot, GROUP=self.group, N=self.columns, D=layer.head_dim, DV=layer.value_dim,
             DV_WIDE=_power(layer.value_dim), T=TILE, GROWS=region.grows,
-            **tuning.options,
+            **self.waits, **tuning.options,
         )  # fmt: skip
 
     def _combine(self, like: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ class Launch:
         out = torch.empty(self.batch, layer.heads * layer.value_dim, dtype=like.dtype, device=like.device)
         combine[(self.batch * layer.heads,)](
             self.part, self.stat, out, self.slots, GROUP=self.group, N=self.columns, DV=layer.value_dim, WIDE=_power(layer.value_dim),
-            AT_ONCE=min(32, _power(self.slots)), num_warps=4 if self.slots > 16 else 1,
+            AT_ONCE=min(32, _power(self.slots)), num_warps=4 if self.slots > 16 else 1, **self.waits,
         )  # fmt: skip
         return out
 
@@ -207,6 +208,12 @@ class Launch:
         return is_new and self.dtype == torch.bfloat16
 
 
+def _launch_options(device: torch.device) -> dict[str, Any]:
+    from kvbench.fused.kernels.waiting import launch_options
+
+    return launch_options(device)
+
+
 def _format(side: str, plane: Plane, deal: Deal) -> dict[str, Any]:
     form = plane.form
     named = {"BITS": form.bits, "GROUPS": form.groups, "SYMMETRIC": form.symmetric, "PAIRED": plane.paired, "WORD": deal.word}
@@ -221,26 +228,5 @@ def _power(n: int) -> int:
 def split_count(region: Region, tuning: Tuning, pairs: int, reserve: int, device: torch.device) -> int:
     """Parts of each pair's tokens: as many programs as fill the device, none shorter than is worth starting."""
     longest = region.longest + (reserve if region.grows else 0)
-    wanted = tuning.waves * tuning.programs * _multiprocessors(device) // pairs
+    wanted = tuning.waves * tuning.programs * multiprocessors(device) // pairs
     return max(1, min(wanted, longest // tuning.shortest, MOST_PARTS))
-
-
-@lru_cache(maxsize=8)
-def _multiprocessors(device: torch.device) -> int:
-    """1 where there are none to fill."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-_buffers: dict[tuple[torch.device, str], Tensor] = {}
-
-
-def shared_buffer(device: torch.device, name: str, size: int) -> Tensor:
-    """Float32 scratch that all layers of a device use in turn; grown where it is too small.
-
-    A graph that was captured with a smaller one keeps that alive itself.
-    """
-    key = (device, name)
-    held = _buffers.get(key)
-    if held is None or held.numel() < size:
-        held = _buffers[key] = torch.empty(size, dtype=torch.float32, device=device)
-    return held

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from kvbench.fused.kernels.bits import planes
+from kvbench.fused.kernels.waiting import follow
 
 
 @triton.jit
@@ -184,7 +185,7 @@ def split(
     GROUP: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, T: tl.constexpr, GROWS: tl.constexpr,
     K_BITS: tl.constexpr, K_GROUPS: tl.constexpr, K_SYMMETRIC: tl.constexpr, K_PAIRED: tl.constexpr, K_WORD: tl.constexpr,
     V_BITS: tl.constexpr, V_GROUPS: tl.constexpr, V_SYMMETRIC: tl.constexpr, V_PAIRED: tl.constexpr, V_WORD: tl.constexpr,
-    K_SPAN: tl.constexpr, LAG: tl.constexpr, FAST: tl.constexpr,
+    K_SPAN: tl.constexpr, LAG: tl.constexpr, FAST: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """Part ``program_id(1)`` of the tokens of row and KV head ``program_id(0)``.
 
@@ -192,6 +193,7 @@ def split(
     part ``[B·Hkv, slots, N, DV]`` float32, stat ``[B·Hkv, slots, 2, N]`` float32, from slot ``base`` on: weighed sums, the
     largest logit in base 2 and the mass over it.
     """
+    follow(OVERLAPS)
     pair = tl.program_id(0)
     slot = tl.program_id(1)
     type = q.dtype.element_ty
@@ -335,9 +337,10 @@ def split(
 def split_dense(
     q, keys, values, first, held, counter, part, stat, scaling, slots, base,
     GROUP: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DV_WIDE: tl.constexpr, T: tl.constexpr,
-    GROWS: tl.constexpr,
+    GROWS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """As :func:`split` where keys ``[tokens, D]`` and values ``[tokens, DV]`` are plain numbers; queries are rows here, N of them."""
+    follow(OVERLAPS)
     pair = tl.program_id(0)
     slot = tl.program_id(1)
     start, n, begin, end = _part(first, held, counter, pair, T, 0, GROWS)
@@ -363,8 +366,12 @@ def split_dense(
 
 
 @triton.jit(do_not_specialize=["slots"])
-def combine(part, stat, out, slots, GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, WIDE: tl.constexpr, AT_ONCE: tl.constexpr):
+def combine(
+    part, stat, out, slots,
+    GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, WIDE: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAPS: tl.constexpr,
+):  # fmt: skip
     """The parts of one row and query head together, ``AT_ONCE`` at a time: ``out`` ``[B, Hq, DV]``. ``WIDE`` ≥ DV is a power of two."""
+    follow(OVERLAPS)
     head = tl.program_id(0)
     pair = (head // GROUP).to(tl.int64)
     g = head % GROUP

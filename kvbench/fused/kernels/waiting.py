@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 
 try:
     from triton.language.extra.cuda import gdc_launch_dependents as release
@@ -28,7 +29,15 @@ except ImportError:  # before Triton 3.4
 
     AVAILABLE = False
 
-__all__ = ["AVAILABLE", "launch_options", "release", "wait"]
+__all__ = ["AVAILABLE", "follow", "launch_options", "release", "wait"]
+
+
+@triton.jit
+def follow(OVERLAPS: tl.constexpr):
+    """Let the next kernel start, and wait for the one before."""
+    if OVERLAPS:
+        release()
+        wait()
 
 
 def launch_options(device: torch.device) -> dict[str, Any]:

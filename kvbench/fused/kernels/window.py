@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from kvbench.fused.kernels.read import absorb
+from kvbench.fused.kernels.waiting import follow
 from kvbench.fused.kernels.write import _put_steps, _put_values, _quantised, _turned
 
 
@@ -19,11 +20,13 @@ def append(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, R: tl.constexpr,
     ROPE: tl.constexpr, NORM: tl.constexpr, T: tl.constexpr, SIZE: tl.constexpr,
     V_BITS: tl.constexpr, V_GROUPS: tl.constexpr, V_SYMMETRIC: tl.constexpr, V_PAIRED: tl.constexpr, V_WORD: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """As :func:`kvbench.fused.kernels.write.append`, into a window of ``SIZE`` tokens.
 
     keys ``[2, pairs, 2 SIZE, D]``, ring ``[pairs, 2 SIZE, DV]``; values, v_scale, v_zero, first: the region of codes.
     """
+    follow(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d = tl.arange(0, D)
@@ -78,8 +81,10 @@ def flush(
 def read(
     q, keys, ring, held, counter, part, stat, scaling, slots, base, pairs,
     GROUP: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, T: tl.constexpr, SIZE: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """The window of pair ``program_id(0)`` as one part of N columns, as :func:`kvbench.fused.kernels.read.split` gives it."""
+    follow(OVERLAPS)
     pair = tl.program_id(0).to(tl.int64)
     n = tl.load(held + pair) + tl.load(counter) + 1
     begin = tl.maximum(n - SIZE, 0)

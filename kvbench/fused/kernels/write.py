@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kvbench.fused.kernels.waiting import follow
+
 
 @triton.jit
 def _normed(x, weight, square, eps, D: tl.constexpr):
@@ -101,8 +103,10 @@ def append(
     ROPE: tl.constexpr, NORM: tl.constexpr, T: tl.constexpr,
     K_BITS: tl.constexpr, K_GROUPS: tl.constexpr, K_SYMMETRIC: tl.constexpr, K_PAIRED: tl.constexpr, K_WORD: tl.constexpr,
     V_BITS: tl.constexpr, V_GROUPS: tl.constexpr, V_SYMMETRIC: tl.constexpr, V_PAIRED: tl.constexpr, V_WORD: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """``q_out`` ``[B, Hq, D]``, and the token of row ``program_id(0)`` at slot first + held + counter of every KV head's pair."""
+    follow(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d = tl.arange(0, D)

@@ -1,0 +1,73 @@
+"""How near the memory's limit each product of a decode step comes: every way of computing it, timed as a step's graph runs it.
+
+The products of Qwen2.5-7B's layer and its head, with what is fused with each, over enough weights that none is in a cache.
+``--tune`` times more tiles than a step chooses from. Needs a GPU.
+
+    python tests/bench/bench_products.py [--rows 1,8,32] [--tune]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+
+import torch
+from tabulate import tabulate
+
+from kvbench.engine.roofline import copy_bandwidth
+from kvbench.fused import choice
+from kvbench.fused.glue import add_linear_for, norm_gated_for, norm_linear_for
+from kvbench.fused.kernels import linear
+
+SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944), "head": (152064, 3584)}
+ENOUGH = 600 << 20
+SHARED_TILES = tuple(
+    (n, k, warps, stages, programs)
+    for (n, k, warps), stages, programs in itertools.product(
+        ((64, 128, 4), (64, 256, 4), (128, 64, 4), (128, 128, 8), (256, 64, 8)), (3, 4, 5), (1, 2, 3)
+    )
+    if (n + 32) * k * 2 * stages * programs <= 220 << 10 and n * k * 2 * (stages - 1) * programs >= 60 << 10
+)
+
+
+def chosen(name: str, rows: int) -> choice.Choice:
+    outputs, inputs = SHAPES[name]
+    count = -(-ENOUGH // (outputs * inputs * 2))
+    weights = [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) / 60 for _ in range(count)]
+    norm = torch.ones(inputs, device="cuda", dtype=torch.bfloat16)
+    if name == "gate_up":
+        return norm_gated_for(norm, 1e-6, weights[0], None, "silu", rows, peers=weights).choice
+    if name in ("o", "down"):
+        return add_linear_for(weights[0], None, rows, peers=weights).choice
+    bias = torch.zeros(outputs, device="cuda", dtype=torch.bfloat16) if name == "qkv" else None
+    return norm_linear_for(norm, 1e-6, weights[0], bias, rows, peers=weights).choice
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", default="1,8,32")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--ahead", default="", help="megabytes fetched ahead of time, several to compare them")
+    asked = parser.parse_args()
+    if asked.tune:
+        linear._SEVERAL = linear._SEVERAL + tuple(t for t in SHARED_TILES if t not in linear._SEVERAL)
+    bandwidth = copy_bandwidth(torch.device("cuda"))
+    found = []
+    aheads = [int(float(text) * 2**20) for text in asked.ahead.split(",")] if asked.ahead else [linear._AHEAD]
+    for rows, name, ahead in itertools.product(map(int, asked.rows.split(",")), SHAPES, aheads):
+        if asked.only and name not in asked.only.split(","):
+            continue
+        linear._AHEAD = ahead
+        choice._CHOICES.clear()
+        outputs, inputs = SHAPES[name]
+        limit = outputs * inputs * 2 / bandwidth * 1e6
+        for way, microseconds in sorted(chosen(name, rows).microseconds.items(), key=lambda pair: pair[1]):
+            found.append((rows, name, ahead / 2**20, way, microseconds, limit, limit / microseconds))
+    print(tabulate(found, ["rows", "product", "MiB ahead", "way", "µs", "limit µs", "reached"], floatfmt=("", "", ".1f", "", ".1f", ".1f", ".0%")))
+    print(json.dumps({"device": torch.cuda.get_device_name(), "bandwidth": bandwidth, "products": found}))
+
+
+if __name__ == "__main__":
+    main()
