@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -115,10 +115,20 @@ def described(binary: Any) -> dict[str, Any]:
 
 
 def _loop(code: str) -> Counter[str]:
+    """Instructions of the loop that multiplies: of those with the most products the shortest, without any the longest."""
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", code)]
     jumps = [(int(found[1], 16), at) for at, text in lines if (found := re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text))]
-    start, end = max(((to, at) for to, at in jumps if to < at), key=lambda loop: loop[1] - loop[0], default=(0, -1))
-    return Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for at, text in lines if start <= at <= end)
+    loops = [_names(text for at, text in lines if start <= at <= end) for start, end in jumps if start < end]
+
+    def rank(loop: Counter[str]) -> tuple[int, int]:
+        products, size = loop["HMMA"] + loop["HGMMA"], loop.total()
+        return products, -size if products else size
+
+    return max(loops, key=rank, default=Counter())
+
+
+def _names(texts: Iterable[str]) -> Counter[str]:
+    return Counter(re.sub(r"^@!?U?P\w+\s+", "", text).split()[0].split(".")[0] for text in texts)
 
 
 def reading(label: str, size: int = 128, heads: int = 28, kv_heads: int = 4) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -163,6 +164,25 @@ def _split(rows: Tensor, case: Case) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("case", [*SMALL, *WINDOWED], ids=str)
 def test_a_step_stores_and_reads_as_plain_pytorch_does(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, 0, monkeypatch)
+
+
+@pytest.mark.parametrize("case", SMALL[:2], ids=str)
+def test_few_heads_are_put_together_by_several_programs_each(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(launch, "_FEW_CHANNELS", 16)
+    check(case, 0, monkeypatch)
+
+
+@pytest.mark.parametrize(("tokens", "wanted", "parts"), [(40, 10, 1), (640, 10, 10), (700, 10, 6), (6400, 30, 25), (64 * 400, 1000, 200)])
+def test_no_part_is_left_without_tokens(tokens: int, wanted: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole tiles of 64 each: 11 tiles in 10 parts would be two each, and four parts without any."""
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: wanted)
+    region: Any = SimpleNamespace(longest=tokens, grows=False)
+    tuning = launch.Tuning(warps=1, stages=1, programs=1, waves=1, shortest=TILE)
+    found = launch.split_count(region, tuning, 1, 0, torch.device(DEVICE))
+    tiles = -(-tokens // TILE)
+    assert found == parts
+    assert (found - 1) * -(-tiles // found) < tiles
 
 
 @pytest.mark.parametrize("tokens", [100, 300])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import e as EULER
 from math import log2
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kvbench.fused.layout import TILE, Deal
+from kvbench.fused.layout import DENSE as DENSE_BITS
+from kvbench.fused.layout import TILE, Deal, Format
 from kvbench.fused.scratch import multiprocessors, scratch
 from kvbench.fused.storage import Plane, Region
 
@@ -46,21 +47,36 @@ class Tuning:
         return {"num_warps": self.warps, "num_stages": self.stages} | ({"maxnreg": self.registers} if self.registers else {})
 
 
-# Of those that tests/bench/bench_read.py --tune tried on an H200, at 32 x 32,768 tokens.
-DENSE = Tuning(warps=4, stages=3, programs=3, waves=4, shortest=TILE)
-FEW_GROUPS = Tuning(warps=1, stages=3, programs=12, registers=200)
-MANY_GROUPS = Tuning(warps=1, stages=3, programs=8)
-MOST_PARTS = 128
+# Of those that tests/bench/bench_read.py --tune tried on an H200, at 1, 8 and 32 x 32,768 tokens.
+DENSE = Tuning(warps=4, stages=3, programs=3, waves=1, shortest=TILE)
+NARROW = Tuning(warps=8, stages=3, programs=3, waves=1, shortest=TILE)
+EIGHT_BITS = Tuning(warps=1, stages=3, programs=6)
+FOUR_BITS = Tuning(warps=1, stages=3, programs=10, registers=200)
+OTHER_CODES = Tuning(warps=1, stages=3, programs=8, waves=1)
+RAGGED_WAVES = 4
+"""Where pairs differ in length, so that no long one is left over when the others have ended."""
+MOST_PARTS = 256
 """Of a pair's tokens: bounds what is combined after them."""
+_FEW_CHANNELS = 32
+"""Of a head that a program combines where heads alone would leave much of the device idle."""
+_AT_ONCE = 4096
+"""Numbers that a program combines at once: 32 registers of a thread."""
 
 
 def tuning_of(region: Region) -> Tuning:
-    """What is fastest for the region's formats."""
-    if region.is_dense:
-        return DENSE
-    forms = (region.keys.form, region.values.form)
-    heavy = any(form.bits == 8 or form.groups > 2 or form.span for form in forms)
-    return MANY_GROUPS if heavy else FEW_GROUPS
+    """What is fastest for the region's formats and lengths."""
+    tuning = _tuning_of(region.keys.form, region.values.form)
+    is_ragged = region.tokens < 0.95 * region.longest * len(region.held)
+    return replace(tuning, waves=max(tuning.waves, RAGGED_WAVES)) if is_ragged else tuning
+
+
+def _tuning_of(keys: Format, values: Format) -> Tuning:
+    if keys.bits == values.bits == DENSE_BITS:
+        return DENSE if values.width >= keys.width else NARROW
+    if keys.bits == values.bits == 8:
+        return EIGHT_BITS
+    is_light = all(form.bits == 4 and form.groups <= 2 and not form.span for form in (keys, values))
+    return FOUR_BITS if is_light else OTHER_CODES
 
 
 class Launch:
@@ -120,7 +136,7 @@ class Launch:
         if layer.window is not None:
             self._append_to_window(layer.window, (q, k, v, cos, sin, q_weight, k_weight, out), eps, rows, shape)
             return out
-        append[(self.batch, layer.heads + layer.kv_heads)](
+        append[(self.batch, layer.heads + 2 * layer.kv_heads)](
             q, k, v, cos, sin, q_weight, k_weight, out, *self._side(region.keys), *self._side(region.values),
             region.first, region.held, layer.counter, eps, *rows, *self._strides(region), DV_WIDE=_power(layer.value_dim),
             **_format("K", region.keys, region.keys.form.row), **shape,
@@ -133,7 +149,7 @@ class Launch:
         from kvbench.fused.kernels.window import append
 
         layer, coded = self.layer, window.coded
-        append[(self.batch, layer.heads + layer.kv_heads)](
+        append[(self.batch, layer.heads + 2 * layer.kv_heads)](
             *given, window.keys, window.values, *self._side(coded.values), coded.first, window.held, layer.counter, eps, *rows, self.pairs,
             self._strides(coded)[1], SIZE=window.size, **shape,
         )  # fmt: skip
@@ -168,7 +184,8 @@ class Launch:
             q, *self._side(region.keys), *self._side(region.values), region.first, region.held, layer.counter, self.part, self.stat,
             layer.scaling * LOG2_E, self.slots, slot, *self._strides(region), GROUP=self.group, N=self.columns, D=layer.head_dim,
             DV=layer.value_dim, T=TILE, GROWS=region.grows, FAST=self._is_fast, K_SPAN=region.keys.form.span, LAG=region.lag,
-            **_format("K", region.keys, region.keys.form.row), **_format("V", region.values, region.values.form.column), **self.waits, **tuning.options,
+            **_format("K", region.keys, region.keys.form.row), **_format("V", region.values, region.values.form.column), **self.waits,
+            **tuning.options,
         )  # fmt: skip
 
     def _split_dense(self, q: Tensor, region: Region, tuning: Tuning, splits: int, slot: int) -> None:
@@ -187,9 +204,12 @@ class Launch:
 
         layer = self.layer
         out = torch.empty(self.batch, layer.heads * layer.value_dim, dtype=like.dtype, device=like.device)
-        combine[(self.batch * layer.heads,)](
-            self.part, self.stat, out, self.slots, GROUP=self.group, N=self.columns, DV=layer.value_dim, WIDE=_power(layer.value_dim),
-            AT_ONCE=min(32, _power(self.slots)), num_warps=4 if self.slots > 16 else 1, **self.waits,
+        heads, wide = self.batch * layer.heads, _power(layer.value_dim)
+        few = heads < 2 * multiprocessors(self.device) and wide > _FEW_CHANNELS
+        channels = _FEW_CHANNELS if few else wide
+        combine[(heads, wide // channels)](
+            self.part, self.stat, out, self.slots, GROUP=self.group, N=self.columns, DV=layer.value_dim, CHANNELS=channels,
+            AT_ONCE=min(_AT_ONCE // channels, _power(self.slots)), num_warps=4 if self.slots > 16 else 1, **self.waits,
         )  # fmt: skip
         return out
 
@@ -229,4 +249,6 @@ def split_count(region: Region, tuning: Tuning, pairs: int, reserve: int, device
     """Parts of each pair's tokens: as many programs as fill the device, none shorter than is worth starting."""
     longest = region.longest + (reserve if region.grows else 0)
     wanted = tuning.waves * tuning.programs * multiprocessors(device) // pairs
-    return max(1, min(wanted, longest // tuning.shortest, MOST_PARTS))
+    parts = max(1, min(wanted, longest // tuning.shortest, MOST_PARTS))
+    tiles = -(-longest // TILE)
+    return -(-tiles // -(-tiles // parts))  # whole tiles each: no program is left without any

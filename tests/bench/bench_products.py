@@ -22,13 +22,10 @@ from kvbench.fused.kernels import linear
 
 SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944), "head": (152064, 3584)}
 ENOUGH = 600 << 20
-SHARED_TILES = tuple(
-    (n, k, warps, stages, programs)
-    for (n, k, warps), stages, programs in itertools.product(
-        ((64, 128, 4), (64, 256, 4), (128, 64, 4), (128, 128, 8), (256, 64, 8)), (3, 4, 5), (1, 2, 3)
-    )
-    if (n + 32) * k * 2 * stages * programs <= 220 << 10 and n * k * 2 * (stages - 1) * programs >= 60 << 10
-)
+MORE_TILES = (
+    (128, 128, 4, 5, 1), (128, 128, 8, 5, 1), (128, 64, 4, 4, 2), (64, 128, 4, 4, 2), (64, 128, 4, 4, 0), (64, 256, 4, 3, 1),
+    (32, 256, 4, 6, 1), (32, 256, 4, 4, 0), (32, 128, 4, 11, 1), (256, 64, 8, 5, 1),
+)  # fmt: skip
 
 
 def chosen(name: str, rows: int) -> choice.Choice:
@@ -52,7 +49,7 @@ def main() -> None:
     parser.add_argument("--ahead", default="", help="megabytes fetched ahead of time, several to compare them")
     asked = parser.parse_args()
     if asked.tune:
-        linear._SEVERAL = linear._SEVERAL + tuple(t for t in SHARED_TILES if t not in linear._SEVERAL)
+        linear._SEVERAL += MORE_TILES
     bandwidth = copy_bandwidth(torch.device("cuda"))
     found = []
     aheads = [int(float(text) * 2**20) for text in asked.ahead.split(",")] if asked.ahead else [linear._AHEAD]
@@ -65,7 +62,11 @@ def main() -> None:
         limit = outputs * inputs * 2 / bandwidth * 1e6
         for way, microseconds in sorted(chosen(name, rows).microseconds.items(), key=lambda pair: pair[1]):
             found.append((rows, name, ahead / 2**20, way, microseconds, limit, limit / microseconds))
-    print(tabulate(found, ["rows", "product", "MiB ahead", "way", "µs", "limit µs", "reached"], floatfmt=("", "", ".1f", "", ".1f", ".1f", ".0%")))
+    print(
+        tabulate(
+            found, ["rows", "product", "MiB ahead", "way", "µs", "limit µs", "reached"], floatfmt=("", "", ".1f", "", ".1f", ".1f", ".0%")
+        )
+    )
     print(json.dumps({"device": torch.cuda.get_device_name(), "bandwidth": bandwidth, "products": found}))
 
 

@@ -92,11 +92,12 @@ def tunings(held: Region, *, tune: bool) -> Iterator[launching.Tuning]:
     if not tune:
         return
     if held.is_dense:
-        for warps, stages, programs, waves in ((4, 2, 4, 4), (4, 4, 2, 4), (2, 3, 3, 4), (8, 3, 3, 4), (4, 3, 3, 1)):
-            yield replace(own, warps=warps, stages=stages, programs=programs, waves=waves)
+        for warps, stages, programs in ((4, 3, 3), (4, 2, 4), (4, 2, 6), (2, 2, 6), (8, 3, 3)):
+            for waves in (1, 2, 4) if programs < 6 else (1,):
+                yield replace(own, warps=warps, stages=stages, programs=programs, waves=waves)
         return
-    for stages, registers, programs in ((2, 0, 8), (2, 168, 12), (3, 0, 8), (3, 200, 10), (3, 168, 12)):
-        for waves in (1, 2):
+    for stages, registers, programs in ((2, 0, 8), (2, 168, 12), (3, 0, 6), (3, 0, 8), (3, 200, 10), (3, 168, 12)):
+        for waves in (1, 2, 3, 4):
             yield replace(own, stages=stages, registers=registers, programs=programs, waves=waves)
 
 
@@ -107,7 +108,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--only", default="")
+    parser.add_argument("--most", type=int, default=launching.MOST_PARTS, help="parts that a pair's tokens are split into at most")
     asked = parser.parse_args()
+    launching.MOST_PARTS = asked.most
     limit = copy_bandwidth(torch.device("cuda"))
     rows = []
     for name, forms in FORMATS.items():
@@ -127,7 +130,7 @@ def main() -> None:
             rows.append(
                 [
                     name,
-                    f"{tuning.warps}w {tuning.stages}s {tuning.programs}p {tuning.registers}r",
+                    f"{tuning.warps}w {tuning.stages}s {tuning.programs}p x{tuning.waves} {tuning.registers}r",
                     size / 1e6,
                     started.splits[0],
                     median * 1e6,

@@ -50,9 +50,8 @@ class Tile:
 _WIDE = ((4, 1), (8, 1), (4, 2), (8, 2), (4, 4))
 _NARROW = ((4, 2), (2, 4), (4, 4), (4, 8), (8, 4))
 """Outputs and warps for one row. Few outputs make few programs: then more warps keep enough bytes on their way."""
-_SEVERAL = (
-    (128, 128, 4, 4, 1), (128, 128, 4, 5, 1), (64, 256, 4, 4, 1), (64, 128, 4, 8, 1), (64, 128, 4, 3, 0), (64, 128, 4, 3, 3),
-    (32, 256, 4, 6, 0), (32, 256, 4, 6, 1), (32, 128, 4, 11, 1), (32, 256, 4, 7, 1),
+_SEVERAL: tuple[tuple[int, int, int, int, int], ...] = (
+    (128, 128, 4, 4, 1), (64, 256, 4, 4, 1), (64, 128, 4, 8, 1), (64, 128, 4, 3, 3), (64, 128, 4, 3, 0), (32, 256, 4, 6, 0),
 )  # fmt: skip
 """Of several rows, as :class:`Tile` has them."""
 
@@ -189,7 +188,9 @@ def _rows_kernel(
     if OVERLAPS:
         release()
         if K * TYPE.primitive_bitwidth % 128 == 0:  # whole sixteens of bytes
-            _fetch(weight + _weight_row(begin // BLOCKS * OWN, n, BLOCK_N, GATED).to(tl.int64) * K, begin % BLOCKS * BLOCK_K, ahead, K, BLOCK_K)
+            _fetch(
+                weight + _weight_row(begin // BLOCKS * OWN, n, BLOCK_N, GATED).to(tl.int64) * K, begin % BLOCKS * BLOCK_K, ahead, K, BLOCK_K
+            )
         wait()
     inputs = x + tl.minimum(m, rows - 1)[None, :] * K + k[:, None]
     for tile in range(begin // BLOCKS, tl.cdiv(end, BLOCKS)):

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kvbench.fused.kernels.bits import planes
-from kvbench.fused.kernels.waiting import follow
+from kvbench.fused.kernels.waiting import follow, release, wait
 
 
 @triton.jit
@@ -193,11 +193,14 @@ def split(
     part ``[B·Hkv, slots, N, DV]`` float32, stat ``[B·Hkv, slots, 2, N]`` float32, from slot ``base`` on: weighed sums, the
     largest logit in base 2 and the mass over it.
     """
-    follow(OVERLAPS)
+    if OVERLAPS:
+        release()
     pair = tl.program_id(0)
     slot = tl.program_id(1)
     type = q.dtype.element_ty
     start, n, begin, end = _part(first, held, counter, pair, T, LAG, GROWS)
+    if OVERLAPS:
+        wait()
 
     t = tl.arange(0, T)
     g = tl.arange(0, N)
@@ -340,10 +343,13 @@ def split_dense(
     GROWS: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """As :func:`split` where keys ``[tokens, D]`` and values ``[tokens, DV]`` are plain numbers; queries are rows here, N of them."""
-    follow(OVERLAPS)
+    if OVERLAPS:
+        release()
     pair = tl.program_id(0)
     slot = tl.program_id(1)
     start, n, begin, end = _part(first, held, counter, pair, T, 0, GROWS)
+    if OVERLAPS:
+        wait()
 
     t = tl.arange(0, T)
     g = tl.arange(0, N)
@@ -368,17 +374,17 @@ def split_dense(
 @triton.jit(do_not_specialize=["slots"])
 def combine(
     part, stat, out, slots,
-    GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, WIDE: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAPS: tl.constexpr,
+    GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, CHANNELS: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one row and query head together, ``AT_ONCE`` at a time: ``out`` ``[B, Hq, DV]``. ``WIDE`` ≥ DV is a power of two."""
+    """The parts of one row and query head together, ``AT_ONCE`` at a time, ``CHANNELS`` of them a program: ``out`` ``[B, Hq, DV]``."""
     follow(OVERLAPS)
     head = tl.program_id(0)
     pair = (head // GROUP).to(tl.int64)
     g = head % GROUP
-    e = tl.arange(0, WIDE)
+    e = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     best = tl.full([1], -float("inf"), tl.float32)
     mass = tl.zeros([1], tl.float32)
-    total = tl.zeros([WIDE], tl.float32)
+    total = tl.zeros([CHANNELS], tl.float32)
     for low in range(0, slots, AT_ONCE):
         s = low + tl.arange(0, AT_ONCE)
         inside = s < slots

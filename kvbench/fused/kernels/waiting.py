@@ -1,6 +1,7 @@
 """Kernels that start while the one before them ends (programmatic dependent launch, compute capability 9 and newer).
 
-``release`` lets the next kernel start; before ``wait`` a kernel may read only what no kernel writes: weights.
+``release`` lets the next kernel start. Before ``wait`` a kernel may read only what no kernel that overlaps with others writes: weights,
+and what a step finds when it begins (lengths, counters, earlier tokens), since a step begins and ends with PyTorch's own kernels.
 """
 
 from __future__ import annotations

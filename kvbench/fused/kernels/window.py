@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kvbench.fused.kernels.read import absorb
-from kvbench.fused.kernels.waiting import follow
+from kvbench.fused.kernels.waiting import follow, release, wait
 from kvbench.fused.kernels.write import _put_steps, _put_values, _quantised, _turned
 
 
@@ -26,26 +26,30 @@ def append(
 
     keys ``[2, pairs, 2 SIZE, D]``, ring ``[pairs, 2 SIZE, DV]``; values, v_scale, v_zero, first: the region of codes.
     """
-    follow(OVERLAPS)
+    if OVERLAPS:
+        release()
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d = tl.arange(0, D)
+    own = tl.maximum(head - HEADS, 0) % KV_HEADS
+    pair = row * KV_HEADS + own
+    token = tl.load(held + pair) + tl.load(counter)
+    place = pair * 2 * SIZE + token % (2 * SIZE)
+    if OVERLAPS:
+        wait()
     if head < HEADS:
         x = _turned(q + row * q_row + head * D, q_weight, cos + row * rope_row, sin + row * rope_row, eps, D, R, ROPE, NORM)
         tl.store(q_out + (row * HEADS + head) * D + d, x)
+    elif head < HEADS + KV_HEADS:
+        x = _turned(k + row * k_row + own * D, k_weight, cos + row * rope_row, sin + row * rope_row, eps, D, R, ROPE, NORM)
+        tl.store(keys + (pairs * 2 * SIZE + place) * D + d, x)
     else:
-        own = head - HEADS
-        pair = row * KV_HEADS + own
-        token = tl.load(held + pair) + tl.load(counter)
         e = tl.arange(0, DV)
         leaver = token - SIZE
         if leaver >= 0:
             left = tl.load(ring + (pair * 2 * SIZE + leaver % (2 * SIZE)) * DV + e)
             slot = tl.load(first + pair) + leaver
             _put_values(left, values, v_scale, v_zero, slot, v_stride, DV, T, V_BITS, V_GROUPS, V_SYMMETRIC, V_PAIRED, V_WORD)
-        x = _turned(k + row * k_row + own * D, k_weight, cos + row * rope_row, sin + row * rope_row, eps, D, R, ROPE, NORM)
-        place = pair * 2 * SIZE + token % (2 * SIZE)
-        tl.store(keys + (pairs * 2 * SIZE + place) * D + d, x)
         tl.store(ring + place * DV + e, tl.load(v + row * v_row + own * DV + e))
 
 

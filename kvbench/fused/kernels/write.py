@@ -1,6 +1,6 @@
 """A step's own token: norm and rotary embedding of queries and keys, and keys and values stored as the method stores them.
 
-One program a row and head, query heads first. Rounding is that of the plain path: each operation of Hugging Face's
+One program a row and head: queries, then keys, then values. Rounding is that of the plain path: each operation of Hugging Face's
 models rounds to their dtype, and codes are chosen as :func:`kvbench.caches.packing.quantise` chooses them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvbench.fused.kernels.waiting import follow
+from kvbench.fused.kernels.waiting import release, wait
 
 
 @triton.jit
@@ -106,18 +106,21 @@ def append(
     OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """``q_out`` ``[B, Hq, D]``, and the token of row ``program_id(0)`` at slot first + held + counter of every KV head's pair."""
-    follow(OVERLAPS)
+    if OVERLAPS:
+        release()
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d = tl.arange(0, D)
     type = keys.dtype.element_ty if K_BITS == 16 else k_zero.dtype.element_ty
+    own = tl.maximum(head - HEADS, 0) % KV_HEADS
+    pair = row * KV_HEADS + own
+    slot = tl.load(first + pair) + tl.load(held + pair) + tl.load(counter)
+    if OVERLAPS:
+        wait()
     if head < HEADS:
         x = _turned(q + row * q_row + head * D, q_weight, cos + row * rope_row, sin + row * rope_row, eps, D, R, ROPE, NORM)
         tl.store(q_out + (row * HEADS + head) * D + d, x)
-    else:
-        own = head - HEADS
-        pair = row * KV_HEADS + own
-        slot = tl.load(first + pair) + tl.load(held + pair) + tl.load(counter)
+    elif head < HEADS + KV_HEADS:
         x = _turned(k + row * k_row + own * D, k_weight, cos + row * rope_row, sin + row * rope_row, eps, D, R, ROPE, NORM)
         if K_BITS == 16:
             tl.store(keys + slot * D + d, x.to(type))
@@ -130,6 +133,7 @@ def append(
             words = tl.reshape(tl.sum(dealt, 1), [CHUNKS * WORDS])
             tl.store(keys + slot * (D // P) + tl.arange(0, CHUNKS * WORDS), words.to(keys.dtype.element_ty))
             _put_steps(k_scale, k_zero, tl.arange(0, K_GROUPS) * k_stride + slot, scale, zero, K_SYMMETRIC, K_PAIRED)
+    else:
         e = tl.arange(0, DV_WIDE)
         y = tl.load(v + row * v_row + own * DV + e, mask=e < DV, other=0.0)
         if V_BITS == 16:
