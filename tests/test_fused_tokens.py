@@ -19,7 +19,7 @@ from kvbench.caches.needs import Needs
 from kvbench.caches.packing import quantise
 from kvbench.calibration import provide
 from kvbench.engine import agreement as agreeing
-from kvbench.engine.agreement import Agreement, Differing, agreement
+from kvbench.engine.agreement import Agreement, Differing, agreement, rounded_otherwise
 from kvbench.engine.protocol import Prompt, Runner
 from kvbench.engine.stored import Stored
 from kvbench.engine.tiny import FAMILIES, make_tiny_config, make_tiny_model
@@ -164,6 +164,21 @@ def test_one_token_read_wrongly_is_seen_and_is_no_tie(side: str, monkeypatch: py
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_rounding_otherwise_moves_results_by_a_unit_in_their_last_place_at_most(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 512)).to(dtype)
+    x = torch.randn(4, 32, dtype=dtype)
+    with torch.no_grad():
+        own = model(x)
+        with rounded_otherwise(model):
+            moved = model(x)
+        assert torch.equal(model(x), own)
+    unit = torch.finfo(dtype).eps * 2.0 ** own.double().abs().log2().floor()
+    assert ((moved.double() - own.double()).abs() <= unit).all()
+    assert 0.1 < float((moved != own).double().mean()) < 0.6
+
+
 def test_a_tie_is_a_gap_within_twice_the_noise() -> None:
     logits = torch.zeros(2, 3, 5)
     logits[0, 0, 1], logits[0, 2, 4], logits[1, 1, 2] = 2.0, 3.0, 0.25

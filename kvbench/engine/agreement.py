@@ -18,8 +18,10 @@ whether a token differs or not. Perturbing numbers at random instead would show 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,7 +68,7 @@ class Agreement:
         read_path: ``fused``, or ``reference`` where no kernel reads what the method stores.
         reason: Why it is not fused, or its steps are not captured; else empty.
         noise: By how much a gap between candidates differs at most, on the plain path alone, between one forward and token by
-            token, over the first :data:`PROBED` steps; ``None`` where nothing differs.
+            token with products rounded otherwise, over the first :data:`PROBED` steps; ``None`` where nothing differs.
         stored: The codes that were stored, against the plain path's; ``None`` where it stores none.
         unexplained: As ``differing``, of the plain path reading the codes that the fused path stored.
     """
@@ -131,7 +133,10 @@ def agreement(runner: Runner, method: Method, prompt: Prompt, steps: int) -> Agr
         return _with_codes(runner, method, prompt, plain, fed, written, told, drifted)
     if not plain.differing:
         return plain
-    return replace(plain, noise=_noise(runner, hidden, runner.stepwise(fed[:, :PROBED], runner.compress(method, prompt))))
+    at_once = runner.logits(hidden[:, :PROBED])
+    with rounded_otherwise(runner.model):
+        one_by_one = runner.logits(runner.stepwise(fed[:, :PROBED], runner.compress(method, prompt)))
+    return replace(plain, noise=_noise(at_once, one_by_one))
 
 
 def _with_codes(
@@ -147,11 +152,13 @@ def _with_codes(
         return replace(plain, stored=stored)
     cache = runner.compress(method, prompt)
     others = dictate(cache, told)
-    noise = _noise(runner, hidden, runner.stepwise(fed[:, :PROBED], cache))
-    for start in range(PROBED, plain.steps, PROBED):  # rounded otherwise too; and some of the first are coded only now
-        runner.forward(fed[:, start : start + PROBED], cache)
+    at_once = runner.logits(hidden[:, :PROBED])
+    with rounded_otherwise(runner.model):
+        one_by_one = runner.logits(runner.stepwise(fed[:, :PROBED], cache))
+        for start in range(PROBED, plain.steps, PROBED):  # some of the first are coded only now
+            runner.forward(fed[:, start : start + PROBED], cache)
     stored = replace(stored, rounding=max(stored.rounding, rounding(stores, others)))
-    return replace(plain, noise=noise, stored=stored, unexplained=left)
+    return replace(plain, noise=_noise(at_once, one_by_one), stored=stored, unexplained=left)
 
 
 def _decoded(runner: Runner, method: Method, prompt: Prompt, steps: int) -> tuple[Tensor, Tensor, Told, str]:
@@ -181,10 +188,29 @@ def _differing(logits: Tensor, written: Tensor) -> list[Differing]:
     return sorted(found, key=lambda one: one.step)
 
 
-def _noise(runner: Runner, hidden: Tensor, by_token: Tensor) -> float:
-    """How far rounding moves a gap between candidates: ``hidden`` of all tokens in one forward, ``by_token`` of the first one by one."""
-    at_once, one_by_one = (runner.logits(x[:, : by_token.shape[1]]).double() for x in (hidden, by_token))
+@contextmanager
+def rounded_otherwise(model: Any) -> Iterator[None]:
+    """Every product's results moved at random by up to half a unit in their last place, as if its sums had been rounded otherwise.
+
+    Walking the same tokens in another shape may round nothing otherwise: a library may well sum one row as it sums many.
+    """
+
+    def moved(module: torch.nn.Module, inputs: object, out: Tensor) -> Tensor:
+        by = torch.rand(out.shape, generator=random, device=out.device, dtype=torch.float64) - 0.5
+        return (out.double() * (1 + torch.finfo(out.dtype).eps * by)).to(out.dtype)
+
+    random = torch.Generator(next(model.parameters()).device).manual_seed(0)
+    hooks = [module.register_forward_hook(moved) for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _noise(at_once: Tensor, one_by_one: Tensor) -> float:
+    """How far rounding moves a gap between candidates: logits ``[B, n, vocabulary]`` of the same tokens on two walks."""
     candidates = at_once.topk(CANDIDATES, -1).indices
-    gaps = [logits.gather(-1, candidates) for logits in (at_once, one_by_one)]
+    gaps = [logits.double().gather(-1, candidates) for logits in (at_once, one_by_one)]
     moved = [gap[..., :1] - gap[..., 1:] for gap in gaps]
     return float((moved[0] - moved[1]).abs().max())

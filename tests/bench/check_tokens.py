@@ -4,7 +4,8 @@ A fast path that reads the cache a little wrongly still writes fluent text, so i
 the model's. The prompt is prefilled once for all methods. Each method's cache is then made twice: the fused path decodes
 greedily from one, and the tokens it wrote go through the other in one exact forward of the plain path, whose first choice must
 be the same at every step. Where it is not, the gap between both candidates' logits is set beside the plain path's own rounding
-noise (how far such gaps move between one forward of the same tokens and one by one): within twice that it is a ``tie``.
+noise (how far such gaps move between one forward of the same tokens and one by one with every product rounded otherwise): within
+twice that it is a ``tie``.
 
 A method that stores codes is asked more. Numbers that differ by rounding may lie on two sides of the boundary of two codes, and the
 code that flips moves logits by far more than rounding does. So the plain path is also made to read the codes that the kernels stored.
