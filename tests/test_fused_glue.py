@@ -160,6 +160,16 @@ def test_several_rows(
         assert not room.arrivals.any()
 
 
+def test_a_head_of_more_blocks_than_32_bits_count_is_left_to_the_library() -> None:
+    """(8,000 programs + 1) · 384,000 blocks would wrap around; shared by 132 programs the same weight does not."""
+    wide, usual = torch.empty(256000, 12288, device="meta"), torch.empty(152064, 3584, device="meta")
+    whole, shared = Tile(32, 256, 4, 6), Tile(128, 128, 4, 4, 1)
+    assert not products.can_deal(whole, 32, wide)
+    assert products.can_deal(whole, 1, wide)
+    assert products.can_deal(whole, 32, usual)
+    assert products.can_deal(shared, 32, wide)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("has_delta", [False, True])
 def test_add_norm(dtype: torch.dtype, has_delta: bool) -> None:

@@ -121,11 +121,12 @@ class Product:
 
     def _choose(self, weights: Sequence[Tensor]) -> None:
         """Time PyTorch's own product against the kernels' tiles on random rows."""
-        from kvbench.fused.kernels.linear import tiles
+        from kvbench.fused.kernels.linear import can_deal, tiles
 
         outputs, inputs = self.weight.shape
         dtype, device = self.weight.dtype, self.weight.device
-        candidates = {str(tile): tile for tile in tiles(self.rows, outputs, dtype, gated=bool(self.activation))}
+        known = tiles(self.rows, outputs, dtype, gated=bool(self.activation))
+        candidates = {str(tile): tile for tile in known if can_deal(tile, self.rows, self.weight)}
         rows = torch.randn(self.rows, inputs, generator=torch.Generator(device).manual_seed(0), dtype=dtype, device=device)
         stream = torch.zeros(self.rows, outputs, dtype=dtype, device=device) if self.adds else None
         ways = {LIBRARY: partial(self._library, rows, stream)}

@@ -28,7 +28,7 @@ class Tuning:
     """How one kernel is compiled and how far its work is split.
 
     Attributes:
-        warps, stages: Of a program. programs: On one multiprocessor at a time.
+        warps, stages: Of a program. programs: Counted on for one multiprocessor; registers and shared memory may let fewer run at a time.
         waves: Rounds of programs that a device is given.
         registers: Most of a thread; 0 leaves it to the compiler.
         shortest: Tokens of a part that is not split further.

@@ -1,10 +1,14 @@
 """Products of a few rows with a weight matrix: as fast as the weights come from memory.
 
-A program takes BLOCK_N outputs and the whole of K. For one row (:func:`_row_kernel`) each thread multiplies and sums
-sixteen bytes of each weight row at a time, the next ones already on their way, and threads meet once, at the end. For
-more rows (:func:`_rows_kernel`) rows are padded to a tile of the tensor cores. What comes before and after is fused:
-the norm of the stream (one row), ``act(gate) * up`` and the sum with the stream. Sums are float32, and every
-unfused module's result is rounded to the dtype.
+One row (:func:`_row_kernel`): a program takes BLOCK_N outputs and the whole of K. Each thread multiplies and sums sixteen bytes of
+each weight row at a time, the next ones already on their way, and threads meet once, at the end.
+
+Several rows (:func:`_rows_kernel`): they are padded to a tile of the tensor cores, whose other operand is the weight itself. Blocks of
+the weight are dealt to as many programs as the device holds at once, each the same number, wherever tiles of outputs end (stream-K,
+Osama et al. 2023): whole tiles a program would leave a part of the device idle at the end, and reading takes as long as the slowest.
+
+What comes before and after is fused: the norm of the stream (one row), ``act(gate) * up`` and the sum with the stream. Sums are
+float32, and every unfused module's result is rounded to the dtype.
 """
 
 from __future__ import annotations
@@ -22,10 +26,8 @@ from kvbench.fused.scratch import multiprocessors, scratch
 
 MOST_ROWS = 64
 """Rows up to which the kernels are worth trying."""
-
-
 _AHEAD = 5 << 20
-"""Bytes of a weight that are fetched while the kernel before still runs: a third of a Hopper GPU's second-level cache."""
+"""Bytes of a weight that are fetched while the kernel before still runs. More delays what is read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +190,15 @@ def _rows_kernel(
     if OVERLAPS:
         release()
         if K * TYPE.primitive_bitwidth % 128 == 0:  # whole sixteens of bytes
-            _fetch(
-                weight + _weight_row(begin // BLOCKS * OWN, n, BLOCK_N, GATED).to(tl.int64) * K, begin % BLOCKS * BLOCK_K, ahead, K, BLOCK_K
-            )
+            soon = weight + _weight_row(begin // BLOCKS * OWN, n, BLOCK_N, GATED).to(tl.int64) * K
+            _fetch(soon, begin % BLOCKS * BLOCK_K, ahead, K, BLOCK_K)
         wait()
     inputs = x + tl.minimum(m, rows - 1)[None, :] * K + k[:, None]
     for tile in range(begin // BLOCKS, tl.cdiv(end, BLOCKS)):
         low = tl.maximum(begin - tile * BLOCKS, 0)
         high = tl.minimum(end - tile * BLOCKS, BLOCKS)
         held = weight + _weight_row(tile * OWN, n, BLOCK_N, GATED).to(tl.int64)[:, None] * K + k[None, :]
-        total_sum = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        own = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         for block in tl.range(low * BLOCK_K, high * BLOCK_K, BLOCK_K, num_stages=STAGES):
             if K % BLOCK_K == 0:
                 w = tl.load(held + block, cache_modifier=".cg")
@@ -206,26 +207,26 @@ def _rows_kernel(
                 within = block + k < K
                 w = tl.load(held + block, mask=within[None, :], other=0.0, cache_modifier=".cg")
                 part = tl.load(inputs + block, mask=within[:, None], other=0.0)
-            total_sum = tl.dot(w, part, total_sum, input_precision="ieee")
+            own = tl.dot(w, part, own, input_precision="ieee")
         is_last = True
         if high - low < BLOCKS:
             place = r[:, None] * BLOCK_M + m[None, :]
             slot = program * 2 + (begin // BLOCKS != tile).to(tl.int32)
-            tl.store(sums + slot * (BLOCK_N * BLOCK_M) + place, total_sum)
+            tl.store(sums + slot * (BLOCK_N * BLOCK_M) + place, own)
             tl.debug_barrier()
             before = tl.atomic_add(arrivals + tile, 1, sem="acq_rel")
             is_last = before == _holder(tile * BLOCKS + BLOCKS - 1, total, programs) - _holder(tile * BLOCKS, total, programs)
             if is_last:
                 tl.store(arrivals + tile, 0)
-                total_sum = _gathered(sums, place, tile, total, programs, BLOCKS, BLOCK_N * BLOCK_M)
+                own = _gathered(sums, place, tile, total, programs, BLOCKS, BLOCK_N * BLOCK_M)
         if is_last:
             column = tile * OWN + tl.arange(0, OWN)
             at = m[None, :] * n + column[:, None]
             inside = (m < rows)[None, :] & (column < n)[:, None]
-            own, ups = total_sum, total_sum
+            gates, ups = own, own
             if GATED:
-                own, ups = tl.split(tl.permute(tl.reshape(total_sum, [OWN, 2, BLOCK_M]), [0, 2, 1]))
-            _finish(own, ups, bias, stream, out, at, tl.minimum(column, n - 1)[:, None], inside, n, HAS_BIAS, ACTIVATION, ADDS)
+                gates, ups = tl.split(tl.permute(tl.reshape(own, [OWN, 2, BLOCK_M]), [0, 2, 1]))
+            _finish(gates, ups, bias, stream, out, at, tl.minimum(column, n - 1)[:, None], inside, n, HAS_BIAS, ACTIVATION, ADDS)
 
 
 @triton.jit
@@ -253,14 +254,27 @@ class Room:
     arrivals: Tensor
 
 
+def _deal(tile: Tile, weight: Tensor) -> tuple[int, int]:
+    """Programs, and blocks that are dealt to them."""
+    outputs, K = weight.shape
+    tiles = triton.cdiv(outputs, tile.block_n)
+    blocks = tiles * triton.cdiv(K, tile.block_k)
+    return min(tile.programs * multiprocessors(weight.device) or tiles, blocks), blocks
+
+
+def can_deal(tile: Tile, rows: int, weight: Tensor) -> bool:
+    """Whether the kernel's numbers of blocks keep to 32 bits; those of a head for many words of a wide model may not."""
+    programs, blocks = _deal(tile, weight)
+    return rows == 1 or (programs + 1) * blocks < 2**31
+
+
 def room_for(tile: Tile, rows: int, weight: Tensor) -> Room:
     """What :func:`product` needs for several rows; shared by all products of a device."""
     block_m = max(16, triton.next_power_of_2(rows))
-    outputs, K = weight.shape
-    tiles = triton.cdiv(outputs, tile.block_n)
-    programs = min(tile.programs * multiprocessors(weight.device) or tiles, tiles * triton.cdiv(K, tile.block_k))
+    programs, _ = _deal(tile, weight)
     sums = scratch(weight.device, "sums", programs * 2 * tile.block_n * block_m)
-    return Room(programs, block_m, sums, scratch(weight.device, "arrivals", tiles, torch.int32))
+    arrivals = scratch(weight.device, "arrivals", triton.cdiv(weight.shape[0], tile.block_n), torch.int32)
+    return Room(programs, block_m, sums, arrivals)
 
 
 def product(
