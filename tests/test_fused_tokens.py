@@ -25,6 +25,7 @@ from kvbench.engine.stored import Stored
 from kvbench.engine.tiny import FAMILIES, make_tiny_config, make_tiny_model
 from kvbench.fused import layer as fusing
 from kvbench.fused import oracle, storage, window
+from kvbench.fused.storage import Region
 from kvbench.methods.base import Method, expand, resolve
 from kvbench.shape import shape_of
 from kvbench.spec import MethodSpec, RunSpec
@@ -139,20 +140,27 @@ def test_the_page_says_which_methods_have_kernels() -> None:
     assert others - {"decode=hold"} == ALL - FUSED
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize("side", ["keys", "values"])
-def test_one_token_read_wrongly_is_seen_and_is_no_tie(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stored token's numbers change sign when the cache is taken over: the smallest thing that a wrong kernel might do."""
+def damaged(monkeypatch: pytest.MonkeyPatch, damage: Callable[[Region], None]) -> None:
+    """What the fused path takes over of the second layer is damaged."""
     taken_over = fusing.fuse
 
     def broken(*given: Any) -> Any:
         state = taken_over(*given)
-        region = state.layers[1].regions[0]
-        numbers = getattr(region, side).numbers
-        numbers[int(region.first[0]) + 3] *= -1
+        damage(state.layers[1].regions[0])
         return state
 
     monkeypatch.setattr(fusing, "fuse", broken)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("side", ["keys", "values"])
+def test_one_token_read_wrongly_is_seen_and_is_no_tie(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored token's numbers change sign when the cache is taken over: the smallest thing that a wrong kernel might do."""
+
+    def damage(region: Region) -> None:
+        getattr(region, side).numbers[int(region.first[0]) + 3] *= -1
+
+    damaged(monkeypatch, damage)
     runner, prompt = bench("llama", length=45)
     found = agreement(runner, method_of("baseline"), prompt, 96)
     assert found.read_path == "fused"
@@ -316,15 +324,10 @@ def test_codes_read_wrongly_are_not_explained_by_flips(monkeypatch: pytest.Monke
 @pytest.mark.fast
 @pytest.mark.parametrize("label", ["int4", "hybrid_8x"])
 def test_a_code_of_the_prompt_that_differs_is_wrong(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken_over = fusing.fuse
-
-    def broken(*given: Any) -> Any:
-        state = taken_over(*given)
-        region = state.layers[1].regions[0]
+    def damage(region: Region) -> None:
         region.keys.numbers[int(region.first[1]) + 3, 2] ^= 1
-        return state
 
-    monkeypatch.setattr(fusing, "fuse", broken)
+    damaged(monkeypatch, damage)
     runner, prompt = bench("llama", length=45)
     found = agreement(runner, method_of(label), prompt, 4)
     assert found.stored is not None

@@ -13,7 +13,7 @@ once more, its stores told the codes that the kernels stored (:mod:`kvbench.engi
 - the plain path, reading those codes, writes the fused path's token at *every* step, ties apart.
 
 The first says that the kernels store rightly, the second that they read rightly; both are asked of every method that stores codes,
-whether a token differs or not. Perturbing numbers at random instead would show that flips can move a gap so far, not that they did.
+whether a token differs or not. Flipping codes at random instead would show that flips can move a gap so far, not that they did.
 """
 
 from __future__ import annotations

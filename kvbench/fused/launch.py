@@ -189,7 +189,7 @@ class Launch:
         )  # fmt: skip
 
     def _split_dense(self, q: Tensor, region: Region, tuning: Tuning, splits: int, slot: int) -> None:
-        from kvbench.fused.kernels.read import split_dense
+        from kvbench.fused.kernels.dense import split_dense
 
         layer = self.layer
         split_dense[(self.pairs, splits)](
@@ -200,7 +200,7 @@ class Launch:
         )  # fmt: skip
 
     def _combine(self, like: Tensor) -> Tensor:
-        from kvbench.fused.kernels.read import combine
+        from kvbench.fused.kernels.parts import combine
 
         layer = self.layer
         out = torch.empty(self.batch, layer.heads * layer.value_dim, dtype=like.dtype, device=like.device)

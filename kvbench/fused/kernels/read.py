@@ -1,4 +1,4 @@
-"""One query a row over a long cache: split along the tokens, each part read once, then combined.
+"""Codes read: one part of the tokens of a row and KV head, each number once.
 
 Flash-decoding (Dao et al. 2023) with the scores transposed: tokens and channels are the rows of both products,
 ``Sᵀ = K qᵀ`` and ``Oᵀ = Vᵀ Pᵀ``, and the queries of a KV head its eight columns. Codes then go from memory to the
@@ -16,32 +16,8 @@ import triton
 import triton.language as tl
 
 from kvbench.fused.kernels.bits import planes
-from kvbench.fused.kernels.waiting import follow, release, wait
-
-
-@triton.jit
-def _part(first, held, counter, pair, T: tl.constexpr, LAG: tl.constexpr, GROWS: tl.constexpr):
-    """First slot of a pair, and of its n tokens where this program's part begins and ends, whole tiles from a tile on."""
-    start = tl.multiple_of(tl.load(first + pair), T)
-    n = tl.load(held + pair)
-    if GROWS:
-        n += tl.load(counter) + 1
-    n = tl.maximum(n - LAG, 0)
-    each = tl.cdiv(tl.cdiv(n, tl.num_programs(1)), T) * T
-    begin = tl.program_id(1) * each
-    return start, n, begin, tl.minimum(begin + each, n)
-
-
-@triton.jit
-def absorb(queries, k, v, inside, scaling, best, mass, out):
-    """One tile of dense keys ``[D, T]`` and values ``[T, DV]`` taken into a running softmax in base 2, queries ``[N, D]`` being rows."""
-    s = tl.dot(queries, k, input_precision="ieee") * scaling
-    s = tl.where(inside[None, :], s, -float("inf"))
-    higher = tl.maximum(best, tl.max(s, 1))
-    decay = tl.exp2(best - higher)
-    p = tl.exp2(s - higher[:, None])
-    out = tl.dot(p.to(v.dtype), v, out * decay[:, None], input_precision="ieee")
-    return higher, mass * decay + tl.sum(p, 1), out
+from kvbench.fused.kernels.parts import part_of
+from kvbench.fused.kernels.waiting import release, wait
 
 
 @triton.jit
@@ -75,13 +51,49 @@ def _rows(x, P: tl.constexpr, X: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def _queries(
+    query, is_query, TYPE: tl.constexpr, N: tl.constexpr, D: tl.constexpr, GROUPS: tl.constexpr, WORD: tl.constexpr, BITS: tl.constexpr,
+    SYMMETRIC: tl.constexpr, SPAN: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Queries as the keys' planes want them: a piece ``[WORDS, N]`` a plane, and for every group their sum and planes' excess."""
+    P: tl.constexpr = WORD // BITS
+    CHUNKS: tl.constexpr = GROUPS // P if GROUPS > P else 1
+    WORDS: tl.constexpr = D // CHUNKS // P
+    EACH: tl.constexpr = CHUNKS * P // GROUPS  # planes of a group
+    OFFSET: tl.constexpr = 0 if not FAST else (-128.0 if BITS == 8 else 128.0)
+    CENTRE: tl.constexpr = 1 << (BITS - 1) if SYMMETRIC else 0
+    w = tl.arange(0, WORDS)
+    pieces = ()
+    sums = ()
+    starts = ()
+    for i in tl.static_range(GROUPS):
+        total = tl.zeros([N], tl.float32)
+        begins = tl.zeros([N], tl.float32)
+        for j in tl.static_range(EACH):
+            piece = tl.load(query + ((i * EACH + j) * WORDS + w)[:, None], mask=is_query, other=0.0)
+            own = tl.sum(piece.to(tl.float32), 0)
+            if FAST and BITS == 2 and not SPAN:
+                shrink = 1.0 if (i * EACH + j) % P % 3 == 0 else (0.25 if (i * EACH + j) % P % 3 == 1 else 0.0625)
+                piece = (piece.to(tl.float32) * shrink).to(TYPE)
+                begins -= own * (shrink * OFFSET) + own * CENTRE
+            else:
+                begins -= own * (OFFSET + CENTRE)
+            total += own
+            pieces = pieces + (piece,)
+        sums = sums + (total,)
+        starts = starts + (begins,)
+    return pieces, sums, starts
+
+
+@triton.jit
 def _token_scores(
     keys, k_scale, k_zero, k_stride, token, inside, pieces, sums, starts, scaling, TYPE: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
-    T: tl.constexpr, GROUPS: tl.constexpr, CHUNKS: tl.constexpr, WORD: tl.constexpr, BITS: tl.constexpr,
+    T: tl.constexpr, GROUPS: tl.constexpr, WORD: tl.constexpr, BITS: tl.constexpr,
     SYMMETRIC: tl.constexpr, PAIRED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Scores ``[T, N]`` of tokens that have a scale for every group of channels: those go onto the groups' products."""
     P: tl.constexpr = WORD // BITS
+    CHUNKS: tl.constexpr = GROUPS // P if GROUPS > P else 1
     WORDS: tl.constexpr = D // CHUNKS // P
     EACH: tl.constexpr = CHUNKS * P // GROUPS  # planes of a group
     w = tl.arange(0, WORDS)
@@ -198,7 +210,7 @@ def split(
     pair = tl.program_id(0)
     slot = tl.program_id(1)
     type = q.dtype.element_ty
-    start, n, begin, end = _part(first, held, counter, pair, T, LAG, GROWS)
+    start, n, begin, end = part_of(first, held, counter, pair, T, LAG, GROWS)
     if OVERLAPS:
         wait()
 
@@ -208,36 +220,10 @@ def split(
     query = q + (pair * GROUP + g)[None, :] * D
     is_query = (g < GROUP)[None, :]
 
-    # Queries as the keys' planes want them; what planes have too much starts their sums -----------
     if K_BITS == 16:
         whole = tl.load(query + d[:, None], mask=is_query, other=0.0)
     else:
-        K_P: tl.constexpr = K_WORD // K_BITS
-        CHUNKS: tl.constexpr = K_GROUPS // K_P if K_GROUPS > K_P else 1
-        WORDS: tl.constexpr = D // CHUNKS // K_P
-        EACH: tl.constexpr = CHUNKS * K_P // K_GROUPS  # planes of a group
-        K_OFFSET: tl.constexpr = 0 if not FAST else (-128.0 if K_BITS == 8 else 128.0)
-        CENTRE: tl.constexpr = 1 << (K_BITS - 1) if K_SYMMETRIC else 0
-        w = tl.arange(0, WORDS)
-        pieces = ()
-        sums = ()
-        starts = ()
-        for i in tl.static_range(K_GROUPS):
-            total = tl.zeros([N], tl.float32)
-            begins = tl.zeros([N], tl.float32)
-            for j in tl.static_range(EACH):
-                piece = tl.load(query + ((i * EACH + j) * WORDS + w)[:, None], mask=is_query, other=0.0)
-                own = tl.sum(piece.to(tl.float32), 0)
-                if FAST and K_BITS == 2 and not K_SPAN:
-                    shrink = 1.0 if (i * EACH + j) % K_P % 3 == 0 else (0.25 if (i * EACH + j) % K_P % 3 == 1 else 0.0625)
-                    piece = (piece.to(tl.float32) * shrink).to(type)
-                    begins -= own * (shrink * K_OFFSET) + own * CENTRE
-                else:
-                    begins -= own * (K_OFFSET + CENTRE)
-                total += own
-                pieces = pieces + (piece,)
-            sums = sums + (total,)
-            starts = starts + (begins,)
+        pieces, sums, starts = _queries(query, is_query, type, N, D, K_GROUPS, K_WORD, K_BITS, K_SYMMETRIC, K_SPAN, FAST)
 
     TOGETHER: tl.constexpr = 2 if V_BITS == 2 and DV // V_GROUPS == 32 else 1  # bytes of 64 channels go to registers as they lie
     SETS: tl.constexpr = 1 if V_BITS == 16 else V_GROUPS // TOGETHER
@@ -277,7 +263,7 @@ def split(
         else:
             s = _token_scores(
                 keys, k_scale, k_zero, k_stride, token, inside, pieces, sums, starts, scaling, type, N, D, T,
-                K_GROUPS, CHUNKS, K_WORD, K_BITS, K_SYMMETRIC, K_PAIRED, FAST,
+                K_GROUPS, K_WORD, K_BITS, K_SYMMETRIC, K_PAIRED, FAST,
             )  # fmt: skip
         s = tl.where(inside[:, None], s, -float("inf"))
         # Online softmax, in base 2 -------------------------------------------------------------
@@ -334,68 +320,3 @@ def split(
         tl.store(part + (place * N + g)[None, :] * DV + (i * WIDTH + e)[:, None], total)
     tl.store(stat + place * 2 * N + g, best)
     tl.store(stat + (place * 2 + 1) * N + g, tl.sum(mass, 0))
-
-
-@triton.jit(do_not_specialize=["slots", "base"])
-def split_dense(
-    q, keys, values, first, held, counter, part, stat, scaling, slots, base,
-    GROUP: tl.constexpr, N: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DV_WIDE: tl.constexpr, T: tl.constexpr,
-    GROWS: tl.constexpr, OVERLAPS: tl.constexpr,
-):  # fmt: skip
-    """As :func:`split` where keys ``[tokens, D]`` and values ``[tokens, DV]`` are plain numbers; queries are rows here, N of them."""
-    if OVERLAPS:
-        release()
-    pair = tl.program_id(0)
-    slot = tl.program_id(1)
-    start, n, begin, end = _part(first, held, counter, pair, T, 0, GROWS)
-    if OVERLAPS:
-        wait()
-
-    t = tl.arange(0, T)
-    g = tl.arange(0, N)
-    d = tl.arange(0, D)
-    e = tl.arange(0, DV_WIDE)
-    queries = tl.load(q + (pair * GROUP + g)[:, None] * D + d[None, :], mask=(g < GROUP)[:, None], other=0.0)
-    best = tl.full([N], -float("inf"), tl.float32)
-    mass = tl.zeros([N], tl.float32)
-    out = tl.zeros([N, DV_WIDE], tl.float32)
-    for low in range(begin, end, T):
-        token = start + low + t
-        inside = low + t < n
-        k = tl.load(keys + token[None, :] * D + d[:, None], mask=inside[None, :], other=0.0)
-        v = tl.load(values + token[:, None] * DV + e[None, :], mask=inside[:, None] & (e < DV)[None, :], other=0.0)
-        best, mass, out = absorb(queries, k, v, inside, scaling, best, mass, out)
-    place = pair.to(tl.int64) * slots + base + slot
-    tl.store(part + (place * N + g)[:, None] * DV + e[None, :], out, mask=(e < DV)[None, :])
-    tl.store(stat + place * 2 * N + g, best)
-    tl.store(stat + (place * 2 + 1) * N + g, mass)
-
-
-@triton.jit(do_not_specialize=["slots"])
-def combine(
-    part, stat, out, slots,
-    GROUP: tl.constexpr, N: tl.constexpr, DV: tl.constexpr, CHANNELS: tl.constexpr, AT_ONCE: tl.constexpr, OVERLAPS: tl.constexpr,
-):  # fmt: skip
-    """The parts of one row and query head together, ``AT_ONCE`` at a time, ``CHANNELS`` of them a program: ``out`` ``[B, Hq, DV]``."""
-    follow(OVERLAPS)
-    head = tl.program_id(0)
-    pair = (head // GROUP).to(tl.int64)
-    g = head % GROUP
-    e = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    best = tl.full([1], -float("inf"), tl.float32)
-    mass = tl.zeros([1], tl.float32)
-    total = tl.zeros([CHANNELS], tl.float32)
-    for low in range(0, slots, AT_ONCE):
-        s = low + tl.arange(0, AT_ONCE)
-        inside = s < slots
-        place = pair * slots + s
-        own = tl.load(stat + place * 2 * N + g, mask=inside, other=-float("inf"))
-        higher = tl.maximum(best, tl.max(own, 0))
-        shift = tl.where(higher == -float("inf"), 0.0, higher)  # where no part so far has a token
-        share, decay = tl.exp2(own - shift), tl.exp2(best - shift)
-        held = tl.load(stat + (place * 2 + 1) * N + g, mask=inside, other=0.0)
-        rows = tl.load(part + (place * N + g)[:, None] * DV + e[None, :], mask=inside[:, None] & (e < DV)[None, :], other=0.0)
-        mass = mass * decay + tl.sum(held * share, 0)
-        total = total * decay + tl.sum(rows * share[:, None], 0)
-        best = higher
-    tl.store(out + head.to(tl.int64) * DV + e, (total / mass).to(out.dtype.element_ty), mask=e < DV)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kvbench.fused.kernels.read import absorb
+from kvbench.fused.kernels.dense import absorb
 from kvbench.fused.kernels.waiting import follow, release, wait
 from kvbench.fused.kernels.write import _put_steps, _put_values, _quantised, _turned
 
