@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from kvbench.errors import PresetError, UnknownName, nearest
+from kvbench.files import read_text
 from kvbench.spec import CorpusSpec, ModelSpec, RunSpec, split_list
 
 DEFAULT = "smollm2"
@@ -62,7 +63,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     path = _path(name)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         preset = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PresetError(f"preset {_where(path, _error_line(error))} is not TOML: {error}", hint="correct the file") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 
 from kvbench.errors import CorpusError
+from kvbench.files import read_text, without_mark
 
 STREAM_BLOCK = 64
 """Documents that are read at once from a stream."""
@@ -68,7 +69,7 @@ def lines_of(rows: Iterable[str]) -> Iterator[str]:
 def _read_text(path: Path) -> Iterator[str]:
     """A whole file as one document; line ends become ``\\n``."""
     try:
-        yield path.read_text(encoding="utf-8")
+        yield read_text(path)
     except UnicodeDecodeError as error:
         raise CorpusError(f"'{path.name}' is not UTF-8 text (byte {error.start})", hint="convert it to UTF-8") from error
     except OSError as error:
@@ -80,8 +81,9 @@ def _read_jsonl(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _text_field(path, number, line)
+                row = without_mark(line) if number == 1 else line
+                if row.strip():
+                    yield _text_field(path, number, row)
     except OSError as error:
         raise _unreadable(path, error) from error
 

@@ -160,6 +160,22 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_windows(spec(tmp_path / "none.jsonl"), Letters(), silent)
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.txt", "abcdefghij"), ("a.raw", "abcdefghij"), ("a.jsonl", '{"text": "abcdefghij"}')])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, text: str) -> None:
+    found = []
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        found.append(load_windows(spec(tmp_path / name, samples=1), Letters(), silent))
+    plain, marked = found
+    assert text_of(marked) == text_of(plain) == ["abcdefghij"]
+    assert marked.info["content_hash"] == plain.info["content_hash"]
+
+
+def test_only_a_mark_at_the_head_is_none_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcd\ufeffefghij", encoding="utf-8-sig")
+    assert text_of(load_windows(spec(tmp_path / "a.txt", samples=1), Letters(), silent)) == ["abcd\ufeffefghi"]
+
+
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UnknownName, match="did you mean wikitext2") as caught:
         load_windows(spec("wikitext"), Letters(), silent)

@@ -94,6 +94,9 @@ def test_rows_come_from_every_format_and_from_the_right_config(tmp_path: Path) -
     assert found.rows() == rows[1:]
     (tmp_path / "own.json").write_bytes(orjson.dumps(rows))
     assert mirrors.read(tmp_path / "own.json") == rows
+    for marked, file in (("marked.json", "own.json"), ("marked.jsonl", "mmlu/test.jsonl")):
+        (tmp_path / marked).write_bytes(b"\xef\xbb\xbf" + (tmp_path / file).read_bytes())
+        assert mirrors.read(tmp_path / marked) == rows
     import pyarrow as pa
     import pyarrow.parquet as pq
 

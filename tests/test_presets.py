@@ -124,6 +124,10 @@ def test_what_is_wrong_is_named_by_file_and_line(written: Any, text: str, messag
         presets.read_preset(written(text))
 
 
+def test_a_byte_order_mark_is_no_toml(written: Any) -> None:
+    assert presets.read_preset(written("\ufeffsamples = 2\n"))["samples"] == 2
+
+
 def test_presets_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean qwen7b"):
         presets.read_preset("qwen7")

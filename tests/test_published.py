@@ -133,6 +133,7 @@ def reading(tmp_path: Path) -> Callable[[str], tuple[Entry, ...]]:
 
 def test_a_file_reads_as_it_stands(reading: Callable[[str], tuple[Entry, ...]]) -> None:
     (one,) = reading(GOOD)
+    assert reading(f"\ufeff{GOOD}") == (one,)
     assert (one.method, one.value, one.source.where) == ("kivi:bits=2", Decimal("12.74"), "arXiv 2402.02750")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from kvbench.errors import CorpusError
+from kvbench.files import read_bytes
 from kvbench.harness.index import Entry
 
 Row = dict[str, Any]
@@ -173,14 +174,14 @@ def _read(file: Path, changed: int, size: int) -> list[Row]:
         return list(_lines(file))
     if file.suffix == ".parquet":
         return _parquet(file)
-    rows = _json(file, file.read_bytes(), "")
+    rows = _json(file, read_bytes(file), "")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CorpusError(f"{file.name} is no list of objects", hint="write it as JSON lines")
     return rows
 
 
 def _lines(file: Path) -> Iterator[Row]:
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(read_bytes(file).split(b"\n"), 1):
         if line.strip():
             row = _json(file, line, f", line {number}")
             if not isinstance(row, dict):

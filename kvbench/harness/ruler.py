@@ -24,6 +24,7 @@ from typing import Any
 import orjson
 
 from kvbench.errors import CorpusError
+from kvbench.files import read_bytes
 from kvbench.harness.index import tasks_folder
 
 PACKAGE = "lm_eval.tasks.ruler"
@@ -239,7 +240,7 @@ def _question_set(data_dir: Path | None, download: Callable[[str], Any], url: st
     name = url.rpartition("/")[2]
     mirrored = next(data_dir.glob(f"*/{name}"), None) if data_dir else None
     try:
-        return download(url) if mirrored is None else orjson.loads(mirrored.read_bytes())
+        return download(url) if mirrored is None else orjson.loads(read_bytes(mirrored))
     except (OSError, ValueError) as error:
         what = f"'{mirrored}' cannot be read" if mirrored else f"the question set {name} is not here and cannot be downloaded"
         raise CorpusError(f"{what}: {error}", hint=f"put {name} into a folder of --data-dir, or leave the task out") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.corpora import mirror_folder, open_text
 from kvbench.errors import CorpusError, UnknownName
+from kvbench.files import read_text
 from kvbench.harness.encoding import Encoder
 from kvbench.harness.index import tasks_folder
 from kvbench.harness.loading import Leaf
@@ -120,7 +121,7 @@ def _filler(name: str, folder: Path | None) -> tuple[list[str], str, str]:
         whole, source = text.read, text.source
     elif mirrored is not None:
         try:
-            whole, source = mirrored.read_text(encoding="utf-8"), ESSAYS
+            whole, source = read_text(mirrored), ESSAYS
         except (OSError, UnicodeDecodeError) as error:
             raise CorpusError(f"'{mirrored}' cannot be read: {error}", hint="filler=reference needs no file") from error
     else:

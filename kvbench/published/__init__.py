@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from kvbench.errors import PublishedError, UsageError, nearest
+from kvbench.files import read_text
 from kvbench.spec import MethodSpec
 
 METRICS: Mapping[str, tuple[str, ...]] = {
@@ -136,7 +137,7 @@ def load(folder: Path | None = None) -> tuple[Entry, ...]:
 
 def _read(path: Path) -> list[Entry]:
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        found = tomllib.loads(read_text(path), parse_float=Decimal)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise PublishedError(f"published figures {path.name} cannot be read: {error}", hint="correct the file") from error
     _check_keys(path.name, found, _TABLES)
