@@ -1,6 +1,6 @@
 """One error tree; each leaf carries the exit code that the command line returns.
 
-    KvbenchError                     1
+    KvbenchError                    70
     ├── UsageError                   2   a flag, method, evaluator or parameter that cannot be used
     │   ├── UnknownName              2   a name that no registry holds; carries the nearest ones
     │   ├── PresetError              2   a preset file with a wrong key or value
@@ -27,8 +27,8 @@ class ExitCode(IntEnum):
     """What ``kvbench`` returns to the shell."""
 
     OK = 0
-    FAILURE = 1
-    """An unexpected error, or a ``compare --fail-on`` threshold that was crossed."""
+    THRESHOLD = 1
+    """A ``compare --fail-on`` threshold that was crossed, and nothing else."""
     USAGE = 2
     MODEL = 3
     CORPUS = 4
@@ -36,6 +36,10 @@ class ExitCode(IntEnum):
     RESULT = 6
     RUN_FAILED = 7
     BUSY = 8
+    CHECK = 9
+    """A check of ``kvbench verify`` that failed."""
+    INTERNAL = 70
+    """An error that no message was written for: a fault of kvbench or of a plug-in, with its traceback in a log."""
     INTERRUPTED = 130
 
 
@@ -47,7 +51,7 @@ class KvbenchError(Exception):
         hint: The next command or change to try; shown on its own line.
     """
 
-    exit_code: ExitCode = ExitCode.FAILURE
+    exit_code: ExitCode = ExitCode.INTERNAL
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

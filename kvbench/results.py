@@ -8,13 +8,11 @@ turned for it (``budget_solved``) and whether the measured bytes meet it (``budg
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
-from uuid import uuid4
 
 import orjson
 
@@ -22,6 +20,7 @@ from kvbench import events as ev
 from kvbench.budgets import is_met
 from kvbench.errors import ResourceError, ResultError
 from kvbench.evaluators.base import BASELINE, Measured
+from kvbench.files import write_whole
 from kvbench.spec import MethodSpec, RunSpec
 from kvbench.state import MethodState, MethodStatus, RunState
 from kvbench.summary import fields_of, measured_of, summarise
@@ -131,15 +130,9 @@ def save(result: Mapping[str, Any], path: Path) -> None:
     Raises:
         ResourceError: it cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
     try:
-        with draft.open("wb") as file:
-            file.write(dumps(result))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_whole(path, dumps(result))
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise ResourceError(f"{path} cannot be written: {error.strerror}", hint="choose another place with --output") from error
 
 

@@ -17,6 +17,7 @@ from kvbench import results
 from kvbench.cli import COMMANDS, main
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder, run_names
+from kvbench.errors import ExitCode
 
 RUN = ["run", "--model", "stub", "--methods", "knorm", "--evals", "counting:ms=2", "--samples", "3"]
 
@@ -201,7 +202,7 @@ def test_an_unexpected_error_is_one_line_and_its_traceback_a_file(
         raise RuntimeError("boom\nsecond line")
 
     monkeypatch.setattr("kvbench.cli.show.find_run", broken)
-    assert main(["show", "x"]) == 1
+    assert main(["show", "x"]) == ExitCode.INTERNAL == 70
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "unexpected RuntimeError: boom (traceback in " in err

@@ -428,7 +428,7 @@ def test_markdown_is_whole(files: tuple[Path, Path]) -> None:
 
 def test_fail_on_sets_the_exit_code_and_says_why_on_stderr(files: tuple[Path, Path]) -> None:
     found = run(*files, "--fail-on", "perplexity:+1%", "--fail-on", "stored_bytes:+1%")
-    assert found.exit_code == ExitCode.FAILURE
+    assert found.exit_code == ExitCode.THRESHOLD
     assert found.stderr.splitlines()[-1].startswith("failed: knorm/perplexity: +2.2")
     assert "failed" not in found.stdout
     assert run(*files, "--fail-on", "perplexity:+10%").exit_code == ExitCode.OK

@@ -71,3 +71,35 @@ def test_a_machine_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_a_package_that_is_not_installed() -> None:
     assert environment.version_of("no-such-package-at-all") is None
+
+
+def test_nothing_of_a_hostile_repository_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init")
+    (tmp_path / ".gitattributes").write_text("* filter=evil diff=evil\n")
+    (tmp_path / "file").write_text("a")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "one")
+    trap = tmp_path / ".git" / "trap"
+    trap.write_text(f"#!/bin/sh\necho $0 $@ >> {tmp_path / '.git' / 'sprung'}\ncat\n")
+    trap.chmod(0o755)
+    hooks = tmp_path / ".git" / "mine"
+    hooks.mkdir()
+    for name in ("post-index-change", "fsmonitor-watchman", "reference-transaction"):
+        (hooks / name).symlink_to(trap)
+    for key in (
+        "core.fsmonitor",
+        "filter.evil.clean",
+        "filter.evil.smudge",
+        "filter.evil.process",
+        "diff.evil.textconv",
+        "core.sshCommand",
+    ):
+        git(tmp_path, "config", key, str(trap))
+    git(tmp_path, "config", "core.hooksPath", str(hooks))
+    (tmp_path / "file").write_text("b")  # looked into by any status
+    found = environment.git_state()
+    assert found is not None
+    assert found["dirty"] is True
+    assert not (tmp_path / ".git" / "sprung").exists()

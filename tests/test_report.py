@@ -272,3 +272,28 @@ def test_a_run_of_nothing_but_its_audit_still_has_a_report(tmp_path: Path) -> No
     found = build(results.load(written_to(tmp_path)))
     assert found.sections[0].title == "Methods"
     assert MethodSpec.parse("knorm").label in write(results.load(written_to(tmp_path)), "text")
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x.svg", "x.csv", "x.json", "x.html.gz"])
+def test_a_suffix_that_cannot_be_written_is_refused_before_anything_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = str(written_to(tmp_path))
+    before = sorted(tmp_path.iterdir())
+    for extra in ([], ["--format", "text"]):
+        assert main(["report", file, "-o", str(tmp_path / name), *extra]) == 2
+        assert "cannot be written as" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_report_that_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    file = str(written_to(tmp_path))
+    (tmp_path / "x.md").write_text("before")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr("kvbench.files.os.fsync", full)
+    assert main(["report", file, "-o", str(tmp_path / "x.md")]) == 5
+    assert (tmp_path / "x.md").read_text() == "before"
+    assert sorted(tmp_path.iterdir()) == before

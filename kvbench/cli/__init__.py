@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import errno
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
-from kvbench.errors import ExitCode, KvbenchError, UnknownName, UsageError
+from kvbench.displays.streams import prepare, put, settle, talk
+from kvbench.errors import ExitCode, KvbenchError, ResourceError, UnknownName, UsageError
 
 COMMANDS = {
     "run": "Compare compression methods on a model and a text.",
@@ -58,7 +58,7 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted:
         import kvbench
 
-        click.echo(f"kvbench {kvbench.__version__}")
+        put(f"kvbench {kvbench.__version__}\n")
         ctx.exit()
 
 
@@ -75,14 +75,20 @@ def cli(context: click.Context) -> None:
     kvbench compare before after
     """
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        put(f"{context.get_help()}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors are one line and a hint, never a traceback."""
+    prepare()
+    code = _called(argv)
+    dropped = settle()
+    return code if dropped is None or code else _tell(dropped)
+
+
+def _called(argv: Sequence[str] | None) -> int:
     try:
         code = cli.main(args=None if argv is None else list(argv), prog_name="kvbench", standalone_mode=False)
-        sys.stdout.flush()
         return int(code or 0)
     except KvbenchError as error:
         return _tell(error)
@@ -91,10 +97,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:  # the reader of our output left; nothing is wrong here
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        settle()
         return int(ExitCode.OK)
+    except OSError as error:
+        if error.filename is None and error.errno in _FULL:  # what click itself writes, such as --help
+            return _tell(settle(error) or ResourceError(str(error)))
+        return _unexpected(error)
+    except MemoryError:
+        return _tell(ResourceError("there is not enough memory for this", hint="a smaller question, or a machine with more"))
     except Exception as error:
         return _unexpected(error)
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+"""How a stream that is full or closed answers."""
 
 
 def _help_hint(error: click.ClickException) -> str:
@@ -103,9 +119,9 @@ def _help_hint(error: click.ClickException) -> str:
 
 
 def _tell(error: KvbenchError) -> int:
-    click.echo(f"error: {error.message}", err=True)
+    talk(f"error: {error.message}")
     if error.hint:
-        click.echo(f"try: {error.hint}", err=True)
+        talk(f"try: {error.hint}")
     return int(error.exit_code)
 
 
@@ -114,8 +130,12 @@ def _unexpected(error: Exception) -> int:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="kvbench-", suffix=".log", delete=False) as file:
-        traceback.print_exception(error, file=file)
-    first = (str(error) or "no message").splitlines()[0]
-    click.echo(f"error: unexpected {type(error).__name__}: {first} (traceback in {file.name})", err=True)
-    return int(ExitCode.FAILURE)
+    first = (str(error).strip() or "no message").splitlines()[0]
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="kvbench-", suffix=".log", delete=False, encoding="utf-8", errors="replace") as file:
+            traceback.print_exception(error, file=file)
+        where = f"traceback in {file.name}"
+    except OSError:
+        where = f"its traceback could not be written to {tempfile.tempdir or 'the temporary folder'}"
+    talk(f"error: unexpected {type(error).__name__}: {first} ({where})")
+    return int(ExitCode.INTERNAL)

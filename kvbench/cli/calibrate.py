@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvbench.cli.following import talk
+from kvbench.displays.streams import put, talk
 from kvbench.errors import UnknownName
 from kvbench.spec import ModelSpec
 
@@ -74,13 +74,13 @@ def _tell(found: Surrogate) -> None:
     from tabulate import tabulate
 
     if found.r2 is None:
-        click.echo(f"{found.kind} surrogate of {len(found.layers)} layers")
+        put(f"{found.kind} surrogate of {len(found.layers)} layers\n")
         return
     rows = [[i, f"{r.mean():.3f}", f"{r.min():.3f}", f"{r.max():.3f}"] for i, r in enumerate(found.r2)]
     rows.append(["all", f"{found.r2.mean():.3f}", f"{found.r2.min():.3f}", f"{found.r2.max():.3f}"])
-    click.echo(tabulate(rows, headers=["layer", "R²", "lowest head", "highest head"], tablefmt="simple", disable_numparse=True))
+    put(tabulate(rows, headers=["layer", "R²", "lowest head", "highest head"], tablefmt="simple", disable_numparse=True) + "\n")
     ridge = "" if found.strength is None else f", ridge penalty {found.strength:g}"
-    click.echo(f"{found.kind}: learnt from {found.tokens:,} tokens, tested on {found.held_out:,} others{ridge}")
+    put(f"{found.kind}: learnt from {found.tokens:,} tokens, tested on {found.held_out:,} others{ridge}\n")
 
 
 def _stage(stage: str, done: int = 0, total: int = 0) -> None:

@@ -10,8 +10,10 @@ import click
 
 from kvbench.compare import Checked, Comparison, Side, Threshold, check, render, side_of
 from kvbench.compare import compare as set_against
+from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import find_run
 from kvbench.errors import ExitCode
+from kvbench.printable import printable_data
 from kvbench.results import load
 
 _COLOURS = {"better": "green", "worse": "red", "differs": "yellow", "not comparable": "magenta"}
@@ -39,18 +41,19 @@ def compare(context: click.Context, a: str, b: str, limits: tuple[str, ...], for
     thresholds = [Threshold.parse(limit) for limit in limits]
     found = set_against(_side(a, output_dir), _side(b, output_dir))
     checked = check(thresholds, found.findings, found.methods)
-    click.echo(_rendered(found, checked, form), nl=False)
+    put(_rendered(found, checked, form), coloured=form == "text" and sys.stdout.isatty())
     for line in (*found.warnings, *checked.untested):
-        click.echo(f"warning: {line}", err=True)
+        talk(f"warning: {line}")
     for line in checked.crossed:
-        click.echo(f"failed: {line}", err=True)
+        talk(f"failed: {line}")
     if checked.crossed:
-        context.exit(ExitCode.FAILURE)
+        context.exit(ExitCode.THRESHOLD)
 
 
 def _side(text: str, output_dir: Path) -> Side:
     path = Path(text)
-    return side_of(load(path if path.is_file() else find_run(text, output_dir).path))
+    found = load(path if path.is_file() else find_run(text, output_dir).path)
+    return side_of({key: value if key == "records" else printable_data(value) for key, value in found.items()})
 
 
 def _rendered(found: Comparison, checked: Checked, form: str) -> str:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
-
-import click
 
 from kvbench.displays.base import Display
 from kvbench.displays.figures import called
+from kvbench.displays.streams import talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder
 from kvbench.errors import ExitCode
-
-
-def talk(text: str) -> None:
-    """A line for the reader, not for the pipe; a terminal that is gone is no error."""
-    with suppress(OSError):
-        click.echo(text, err=True)
 
 
 def resume_command(folder: RunFolder) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
@@ -10,6 +9,8 @@ from typing import Any
 
 import click
 import orjson
+
+from kvbench.displays.streams import put
 
 KINDS = ("methods", "evaluators", "presets", "corpora")
 
@@ -27,9 +28,9 @@ def list_names(kind: str, form: str) -> None:
     }
     entries = readers[kind]()
     if form == "json":
-        sys.stdout.write(orjson.dumps(entries, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
+        put(orjson.dumps(entries, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     else:
-        sys.stdout.write(_text(entries))
+        put(_text(entries))
 
 
 def _methods() -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kvbench.authoring import GUIDE, default_folder, write_package
-from kvbench.cli.following import talk
+from kvbench.displays.streams import put, talk
 
 
 @click.command("new-method")
@@ -23,7 +23,7 @@ def new_method(name: str, folder: Path | None) -> None:
     kvbench new-method my_score
     """
     for path in write_package(name, folder):
-        click.echo(str(path))
+        put(f"{path}\n")
     talk("next:")
     talk(f"  python -m pip install -e {shlex.quote(str(folder or default_folder(name)))}")
     talk(f"  kvbench verify {name}")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from kvbench import results
 from kvbench.cli import options
-from kvbench.cli.following import talk
+from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import find_run
-from kvbench.errors import ResourceError
+from kvbench.errors import ResourceError, UsageError
+from kvbench.files import write_whole
+from kvbench.printable import printable
 from kvbench.report import FORMATS, write
 
 _BY_NAME = {".html": "html", ".htm": "html", ".md": "markdown", ".txt": "text"}
@@ -31,13 +32,27 @@ def report(run: str, output_dir: Path, form: str | None, out: Path | None) -> No
     kvbench report 2026-11-22_14-03-05_smollm2 -o report.html
     kvbench report before/result.json --format markdown
     """
+    named = _form_of(out) if out is not None else "text"
+    chosen = form or named
     result = results.load(Path(run) if Path(run).is_file() else find_run(run, output_dir).path)
-    text = write(result, form or (_BY_NAME.get(out.suffix.lower(), "text") if out else "text"))
+    text = write(result, chosen)
     if out is None:
-        sys.stdout.write(text)
+        put(text)
         return
     try:
-        out.write_text(text, encoding="utf-8")
+        write_whole(out, (text if chosen == "html" else printable(text)).encode())
     except OSError as error:
         raise ResourceError(f"{out} cannot be written: {error.strerror}", hint="choose another place with -o") from error
     talk(f"report: {out}")
+
+
+def _form_of(out: Path) -> str:
+    """What a file's name says that it holds; one without a suffix says nothing, and holds text.
+
+    Raises:
+        UsageError: nothing that a report can be.
+    """
+    suffix = out.suffix.lower()
+    if suffix and suffix not in _BY_NAME:
+        raise UsageError(f"-o {out}: a report cannot be written as {suffix}", hint=f"name a file that ends in {', '.join(_BY_NAME)}")
+    return _BY_NAME.get(suffix, "text")

@@ -11,9 +11,10 @@ from click.core import ParameterSource
 
 from kvbench import results
 from kvbench.cli import options
-from kvbench.cli.following import conclude, drive, talk
+from kvbench.cli.following import conclude, drive
 from kvbench.cli.question import spec_of
 from kvbench.displays.base import choose
+from kvbench.displays.streams import put, talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder, find_run
 from kvbench.errors import ExitCode, UsageError
@@ -59,7 +60,7 @@ def carry_out(ctx: click.Context, flags: dict[str, Any], ask: Callable[[dict[str
     if dry_run:
         from kvbench.cli.preview import preview
 
-        click.echo(preview(spec), nl=False)
+        put(preview(spec))
         return int(ExitCode.OK)
     shown = choose(display)
     folder = start.create(spec, output_dir, name)

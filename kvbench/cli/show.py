@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from kvbench import results
 from kvbench.cli import options
 from kvbench.displays.figures import called, render_run
+from kvbench.displays.streams import put
 from kvbench.engine.journal import EVENTS, find_run
 from kvbench.errors import ResultError
 from kvbench.state import RunState
@@ -28,7 +28,7 @@ def show(run: str, output_dir: Path, form: str) -> None:
     if state.spec is None:
         raise ResultError(f"run '{name}' has not begun: there is nothing to show", hint=f"kvbench run --resume {run}")
     text = results.dumps(results.build(state, name)).decode() if form == "json" else render_run(state, called_so)
-    sys.stdout.write(text)
+    put(text)
 
 
 def _read(run: str, output_dir: Path) -> tuple[RunState, str, str]:

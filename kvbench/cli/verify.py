@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kvbench.cli.following import talk
+from kvbench.displays.streams import put, talk
 from kvbench.errors import ExitCode
 from kvbench.spec import ModelSpec
 
@@ -16,7 +16,7 @@ from kvbench.spec import ModelSpec
 def verify(context: click.Context, method: str, model: str | None) -> None:
     """Check that METHOD does what it says: bytes, audit, and that every path gives the same numbers.
 
-    METHOD is a name with parameters, such as kivi:bits=2. Exit code 1 if a check fails.
+    METHOD is a name with parameters, such as kivi:bits=2. Exit code 9 if a check fails.
     """
     from tabulate import tabulate
 
@@ -24,11 +24,12 @@ def verify(context: click.Context, method: str, model: str | None) -> None:
 
     checks = run_checks(method, _stage, model=ModelSpec(id=model) if model else None)
     rows = [["ok" if c.passed else "FAILED", c.name, _figure(c.figure), _figure(c.limit), c.detail] for c in checks]
-    click.echo(tabulate(rows, headers=["", "check", "figure", "limit", "detail"], tablefmt="simple", disable_numparse=True))
+    table = tabulate(rows, headers=["", "check", "figure", "limit", "detail"], tablefmt="simple", disable_numparse=True)
+    put(f"{table}\n")
     failed = sum(not c.passed for c in checks)
     talk(f"{len(checks) - failed} of {len(checks)} checks passed")
     if failed:
-        context.exit(ExitCode.FAILURE)
+        context.exit(ExitCode.CHECK)
 
 
 def _stage(stage: str, done: int = 0, total: int = 0) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from kvbench.cli import options
-from kvbench.cli.following import conclude, resume_command, talk
+from kvbench.cli.following import conclude, resume_command
 from kvbench.displays.base import choose
+from kvbench.displays.streams import talk
 from kvbench.engine import start
 from kvbench.engine.journal import find_run
 from kvbench.errors import ExitCode

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TextIO
 
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
+from kvbench.errors import UsageError
 from kvbench.state import RunState
 
 Outcome = Literal["over", "detached", "cancel"]
@@ -39,8 +40,10 @@ def drain(folder: RunFolder) -> Outcome:
 def choose(name: str) -> Display:
     """The display called ``name``; ``auto`` is the dashboard on a terminal and plain lines elsewhere."""
     if name == "auto":
-        name = "full" if sys.stdout.isatty() and sys.stderr.isatty() else "plain"
+        name = "full" if sys.stdout.isatty() and sys.stderr.isatty() and _has_signs(sys.stdout) else "plain"
     if name == "full":
+        if not _has_signs(sys.stdout):
+            raise UsageError(f"the dashboard is drawn in Unicode, and this terminal is {sys.stdout.encoding}", hint="--display plain")
         from kvbench.displays.full import Full
 
         return Full()
@@ -55,3 +58,8 @@ def choose(name: str) -> Display:
     from kvbench.displays.plain import Plain
 
     return Plain()
+
+
+def _has_signs(stream: TextIO) -> bool:
+    """Whether blocks and braille can be written to it."""
+    return (stream.encoding or "utf-8").lower().replace("-", "").startswith("utf")

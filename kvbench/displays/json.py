@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from kvbench import results
 from kvbench.displays.base import Outcome, drain
+from kvbench.displays.streams import put
 from kvbench.engine.journal import RunFolder
 from kvbench.state import RunState
 
@@ -21,5 +20,4 @@ class Json:
     def report(self, folder: RunFolder, state: RunState) -> None:
         """Also of a run that did not finish: ``complete`` is false then."""
         if state.spec is not None:
-            sys.stdout.write(results.dumps(results.build(state, folder.name)).decode())
-            sys.stdout.flush()
+            put(results.dumps(results.build(state, folder.name)).decode())

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from kvbench import events as ev
 from kvbench.budgets import written
 from kvbench.displays.base import Outcome
 from kvbench.displays.figures import called, render_run
+from kvbench.displays.streams import put
 from kvbench.displays.table import header
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
 from kvbench.formats import TIMES, duration, fixed, size
+from kvbench.printable import printable
 from kvbench.state import RunState
 
 STAGE_STEP = 0.25
@@ -37,11 +40,12 @@ class Plain:
         return "over"
 
     def report(self, folder: RunFolder, state: RunState) -> None:
-        if state.spec is not None and state.methods and (state.records or state.status == "finished"):
-            sys.stdout.write(render_run(state, called(folder)))
-            sys.stdout.flush()
-        if folder.result.exists() and state.is_over:
-            self._line(f"result: {folder.result}")
+        try:
+            if state.spec is not None and state.methods and (state.records or state.status == "finished"):
+                put(render_run(state, called(folder)))
+        finally:  # a table that cannot be written is no reason to hide where its figures are
+            if folder.result.exists() and state.is_over:
+                self._line(f"result: {folder.result}")
 
     def tell(self, state: RunState, event: ev.Event) -> None:
         """Write what ``event`` means to a reader, if anything."""
@@ -57,8 +61,7 @@ class Plain:
         part = event.done / event.total if event.total else 0.0
         text = f"{event.stage} {part:.0%}" if event.total else event.stage
         if self._rewrites:
-            self._out.write(f"\r\033[K  {text}")
-            self._out.flush()
+            self._write(f"\r\033[K  {printable(text)}")
             self._open_line = True
         elif event.stage != self._stage or part >= self._told + STAGE_STEP:
             self._told = part
@@ -67,14 +70,19 @@ class Plain:
 
     def _line(self, text: str) -> None:
         self._close_line()
-        self._out.write(f"{text}\n")
-        self._out.flush()
+        self._write(f"{printable(text)}\n")
 
     def _close_line(self) -> None:
         """A stage's line makes room for the next one."""
         if self._open_line:
-            self._out.write("\r\033[K")
+            self._write("\r\033[K")
         self._open_line = False
+
+    def _write(self, text: str) -> None:
+        """Talk; a terminal that is gone, or a file that is full, is no end of a run."""
+        with suppress(OSError, ValueError):
+            self._out.write(text)
+            self._out.flush()
 
 
 def _unit_line(state: RunState, event: ev.UnitFinished) -> str:

@@ -6,16 +6,13 @@ No absolute paths, host names or user names: results are shared.
 from __future__ import annotations
 
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 
+from kvbench.engine.checkout import git_state
 from kvbench.telemetry import ask_device, ask_driver, cpu_name, cuda_indices, device_name
-
-GIT_SECONDS = 5.0
-"""How long git may take to answer; a slow file system costs the git entries and not the run."""
 
 
 def describe(device: Any) -> dict[str, Any]:
@@ -57,21 +54,6 @@ def version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that the current folder is in and whether it has changes; ``None`` outside one."""
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain") if commit else None
-    return {"commit": commit.strip(), "dirty": None if changes is None else bool(changes.strip())} if commit else None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=GIT_SECONDS, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def _clocks(index: int) -> dict[str, int] | None:

@@ -48,7 +48,10 @@ def launch(folder: RunFolder) -> None:
     command = [sys.executable, "-P", "-m", "kvbench.engine.supervisor", str(folder.path.resolve()), str(lock)]
     try:
         with folder.log.open("ab") as log:
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True)
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,), start_new_session=True,
+                env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},  # the log's, whatever the terminal's is
+            )  # fmt: skip
     finally:
         os.close(lock)
 
@@ -110,7 +113,7 @@ def failure(folder: RunFolder, state: RunState) -> KvbenchError | None:
     if state.status == "failed":
         cls = _ERRORS.get(state.exit_code or 0, KvbenchError)
         error = cls(state.error or "the run failed", hint=state.hint or again)
-        error.exit_code = ExitCode(state.exit_code or ExitCode.FAILURE)
+        error.exit_code = ExitCode(state.exit_code) if state.exit_code in _FAILURES else ExitCode.RUN_FAILED
         return error
     if state.status == "interrupted":
         return RunFailed(f"the run was interrupted: {state.error}", hint=again)
@@ -121,6 +124,9 @@ _ERRORS: dict[int, type[KvbenchError]] = {
     int(cls.exit_code): cls
     for cls in (errors.UsageError, errors.ModelError, errors.CorpusError, errors.ResourceError, errors.ResultError, errors.RunFailed)
 }
+
+_FAILURES = {int(code) for code in ExitCode} - {ExitCode.OK, ExitCode.THRESHOLD}
+"""What a journal may say that a run ended with."""
 
 
 def run(spec: RunSpec, *, output_dir: str | Path = DEFAULT_OUTPUT, name: str | None = None) -> dict[str, Any]:

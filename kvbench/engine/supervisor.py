@@ -66,7 +66,7 @@ class Supervisor:
         """Journal an error of the supervisor's own."""
         known = error if isinstance(error, KvbenchError) else None
         text = known.message if known else f"{type(error).__name__}: {error} (traceback in {self.folder.log.name})"
-        code = known.exit_code if known else ExitCode.FAILURE
+        code = known.exit_code if known else ExitCode.INTERNAL
         self._write(ev.RunFailed(time.time(), text, known.hint if known else None, int(code)))
 
     def _begin(self) -> None:

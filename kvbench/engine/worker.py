@@ -50,7 +50,7 @@ class Emitter:
             while line:
                 line = line[os.write(self._fd, line) :]
         except BrokenPipeError:
-            os._exit(ExitCode.FAILURE)
+            os._exit(ExitCode.INTERNAL)
 
     def stage(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Tell progress: each new stage and each end, and in between not too often."""
@@ -263,7 +263,7 @@ def die_with(supervisor: int) -> None:
 
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != supervisor:  # it died before we asked
-        os._exit(ExitCode.FAILURE)
+        os._exit(ExitCode.INTERNAL)
 
 
 def main(argv: list[str]) -> int:
@@ -280,7 +280,7 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         emit(ev.NoteWritten(time.time(), f"worker: {classify(error)[1]}", "error"))
-        return int(ExitCode.FAILURE)
+        return int(ExitCode.INTERNAL)
     return 0
 
 
