@@ -39,7 +39,7 @@ def make_cache(
         method: ``name`` or ``name:param=value,...`` as on the command line, or a method object.
         compression_ratio: Fraction removed, for methods that have one and are not told.
         cache_dtype: Format in which keys and values are stored; ``None`` is the model's.
-        calibration_tokens: Text ``[n]`` for methods that need a basis; ``None`` takes the embedded
+        calibration_tokens: Text ``[n]`` for methods that need a basis, all of which is used; ``None`` takes the embedded
             language reference through the model's own tokenizer.
         seed: Seed of methods that draw.
 
@@ -68,15 +68,18 @@ def make_cache(
 
 def _artefacts(model: Any, geometry: Geometry, method: Method, tokens: torch.Tensor | None) -> Artefacts:
     """What ``method`` reads; of the default text, kept with the model for its next caches."""
+    from kvbench.caches.cache import embeddings_of
     from kvbench.calibration import provide
     from kvbench.calibration.text import calibration_tokens
+    from kvbench.tokens import reader_of
     from kvbench.weights import silent
 
     kept: dict[str, Sequence[torch.Tensor]] = {} if tokens is not None else getattr(model, "_kvbench_artefacts", {})
     missing = set(method.artefacts) - set(kept)
     if missing:
-        tokenizer = _tokenizer_of(model) if tokens is None else None
-        text = calibration_tokens(tokenizer, model.config.get_text_config().vocab_size) if tokens is None else tokens
+        rows = embeddings_of(model)
+        tokenizer = reader_of(_tokenizer_of(model), rows=rows) if tokens is None else None
+        text = calibration_tokens(tokenizer, rows) if tokens is None else _checked(tokens, rows)
         found = provide(
             missing, model, geometry, text.to(model.device), weights_hash=None, folder=None, stage=silent, tokenizer=tokenizer
         )  # fmt: skip
@@ -84,6 +87,21 @@ def _artefacts(model: Any, geometry: Geometry, method: Method, tokens: torch.Ten
         if tokens is None:
             model._kvbench_artefacts = kept
     return {name: kept[name] for name in method.artefacts}
+
+
+def _checked(tokens: torch.Tensor, rows: int) -> torch.Tensor:
+    """Calibration text as it was given.
+
+    Raises:
+        UsageError: no text. CorpusError: an id beyond the model's embeddings.
+    """
+    from kvbench.errors import UsageError
+    from kvbench.tokens import check_ids
+
+    if tokens.ndim != 1 or not len(tokens) or tokens.is_floating_point() or int(tokens.min()) < 0:
+        raise UsageError(f"calibration_tokens {list(tokens.shape)} is no text", hint="pass a tensor [n] of token ids")
+    check_ids(int(tokens.max()), rows)
+    return tokens
 
 
 def _tokenizer_of(model: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Text, and the windows of tokens that are cut from it.
+"""Texts by name, and the windows of tokens that are cut from them (:mod:`kvbench.windows`).
 
 A corpus is looked for in the mirror folder first (``--data-dir``, else ``KVBENCH_DATA``), then on the hub. Its documents are
-joined, tokenised from the start as far as is needed, and cut into consecutive runs of context + continuation tokens.
+joined, tokenised from the start as far as is needed, and cut into consecutive runs of context + continuation tokens. Where
+texts begin with BOS (``--bos``), each window does: its first token is BOS, and one token less of the text is in it.
 """
 
 from __future__ import annotations
@@ -11,34 +12,21 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvbench.errors import CorpusError, UnknownName
 from kvbench.spec import RunSpec
 from kvbench.texts import READERS, Text, lines_of
+from kvbench.tokens import Reader, reader_of
 from kvbench.weights import Progress
+from kvbench.windows import Cut, Windows
 
-if TYPE_CHECKING:
-    from torch import LongTensor
+__all__ = ["BETWEEN_DOCUMENTS", "CORPORA", "Corpus", "Windows", "load_windows", "mirror_folder", "open_text"]
 
 MARGIN = 256
 """Tokens beyond the last window before tokenising stops: the end of a cut text may be split differently, its start is not."""
 
 BETWEEN_DOCUMENTS = "\n\n"
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Tokens to score.
-
-    Attributes:
-        tokens: ``[N, C + S]`` token ids on the CPU, int64.
-        info: name, source, content_hash (of the text), tokens_hash (of ``tokens``), join, bos (whether the tokenizer put one
-            in front), window, stride, samples, tokens_read.
-    """
-
-    tokens: LongTensor
-    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,38 +74,42 @@ def load_windows(spec: RunSpec, tokenizer: Any | None, progress: Progress) -> Wi
 
     Raises:
         UnknownName: no such corpus.
-        CorpusError: the text cannot be found or read, or is too short; says how many samples would fit.
+        CorpusError: the text cannot be found or read, is too short (says how many samples would fit), or has ids beyond the
+            model's embeddings.
+        UsageError: ``--bos on`` without a BOS, or a context shorter than what begins a text.
     """
     import torch
 
     name = spec.corpus.name
-    if tokenizer is None:
+    reader = reader_of(tokenizer, spec.corpus.bos)
+    if reader is None:
         raise CorpusError(
             f"corpus '{name}' cannot be read: this model has no tokenizer here", hint="with --random-weights use --evals speed,memory"
         )
-    window = spec.context + spec.continuation
-    stride = spec.corpus.stride or window
-    needed = (spec.samples - 1) * stride + window
+    cut = Cut.of(spec, reader)
     progress(f"reading {name}", 0, 0)
     text = open_text(name, spec.corpus.data_dir)
-    ids = _first_tokens(text, tokenizer, needed, progress)
-    if len(ids) < needed:
-        raise _too_short(name, len(ids), needed, window, stride)
-    rows = [ids[start : start + window] for start in range(0, needed - window + 1, stride)]
-    tokens = torch.tensor(rows, dtype=torch.long)
+    ids = _first_tokens(text, reader, cut.needed, progress)
+    if len(ids) < cut.needed:
+        raise _too_short(name, len(ids), cut)
+    reader.check(ids[: cut.needed])
+    tokens = torch.tensor(cut.rows(ids, reader.head), dtype=torch.long)
     facts = {
         "name": name if name in CORPORA else Path(name).name,
         "source": text.source,
+        "nul_characters": text.read.count("\0"),
         "content_hash": text.digest(),
         "tokens_hash": hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
         "join": text.join,
-        "bos": tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id,
-        "window": window,
-        "stride": stride,
+        "bos": bool(reader.head),
+        "head": [reader.written(token) for token in reader.head],
+        "window": cut.window,
+        "stride": cut.stride,
         "samples": spec.samples,
         "tokens_read": len(ids),
+        "special_tokens": reader.special_in(ids[: cut.needed]),
     }
-    return Windows(tokens, facts)  # type: ignore[arg-type]
+    return Windows(tokens, facts, len(reader.head))  # type: ignore[arg-type]
 
 
 def open_text(name: str, data_dir: str | None) -> Text:
@@ -143,23 +135,23 @@ def open_text(name: str, data_dir: str | None) -> Text:
     return Text(str(source), rows, corpus.join, streamed=corpus.streamed)
 
 
-def _first_tokens(text: Text, tokenizer: Any, needed: int, progress: Progress) -> list[int]:
-    """At least ``needed`` token ids from the start, or all there are; the same ids as tokenising the whole text gives."""
+def _first_tokens(text: Text, reader: Reader, needed: int, progress: Progress) -> list[int]:
+    """At least ``needed`` ids of the text's own from its start, or all there are; the same as tokenising the whole text gives."""
     characters = 5 * (needed + MARGIN)
     while True:
         text.at_least(characters)
         whole = text.ended and characters >= len(text.read)
-        ids: list[int] = tokenizer(text.read[:characters], verbose=False)["input_ids"]
+        ids = reader.own(text.read[:characters])
         progress("tokenising", min(len(ids), needed), needed)
         if whole or len(ids) >= needed + MARGIN:
             return ids if whole else ids[: len(ids) - MARGIN]
         characters = int(characters * max(1.2, 1.1 * (needed + MARGIN) / max(1, len(ids))))
 
 
-def _too_short(name: str, have: int, needed: int, window: int, stride: int) -> CorpusError:
-    fits = (have - window) // stride + 1 if have >= window else 0
+def _too_short(name: str, have: int, cut: Cut) -> CorpusError:
+    fits = cut.fits(have)
     hint = f"use --samples {fits}" if fits else "use a smaller --context or --continuation, or a longer --corpus"
-    return CorpusError(f"corpus '{name}' has {have:,} tokens and {needed:,} are needed", hint=hint)
+    return CorpusError(f"corpus '{name}' has {have:,} tokens and {cut.needed:,} are needed", hint=hint)
 
 
 def _language_reference() -> Iterator[str]:

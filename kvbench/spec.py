@@ -26,6 +26,7 @@ from kvbench.errors import ResultError, UsageError
 ParamValue = bool | int | float | str
 Params = tuple[tuple[str, ParamValue], ...]
 Protocol = Literal["prefill", "streaming"]
+Bos = Literal["auto", "on", "off"]
 DTypeName = Literal["auto", "float16", "bfloat16", "float32", "float64"]
 
 
@@ -185,12 +186,14 @@ class CorpusSpec:
     Attributes:
         name: A registered corpus or a path to ``.txt``/``.jsonl``.
         data_dir: Local mirror looked at before the hub (``--data-dir`` or ``KVBENCH_DATA``).
-        stride: Tokens between window starts; ``None`` is context + continuation (no overlap).
+        stride: Tokens of text between window starts; ``None`` puts one window right behind the other.
+        bos: Whether every window begins with the tokenizer's BOS: ``auto`` where the tokenizer adds one to a text.
     """
 
     name: str = "language_reference"
     data_dir: str | None = None
     stride: int | None = None
+    bos: Bos = "auto"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ import pytest
 
 from kvbench import corpora
 from kvbench.corpora import CORPORA, load_windows
-from kvbench.errors import CorpusError, UnknownName
+from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.spec import CorpusSpec, RunSpec
 from kvbench.texts import Text
+from kvbench.tokens import Reader
 from kvbench.weights import silent
+from kvbench.windows import oddities
 
 pytestmark = pytest.mark.fast
 
@@ -68,10 +70,94 @@ def test_a_stride_moves_the_starts(alphabet: Path) -> None:
     assert windows.info["stride"] == 3
 
 
-def test_bos_stands_only_where_the_tokenizer_puts_it(alphabet: Path) -> None:
-    windows = load_windows(spec(alphabet), Letters(bos=1), silent)
-    assert text_of(windows)[:2] == ["\x01abcdefghi", "jklmnopqrs"]
-    assert windows.info["bos"] is True
+class Optional(Letters):
+    """Puts its BOS in front unless asked not to, as real tokenizers do."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool = True, **_: Any) -> dict[str, list[int]]:
+        ids = super().__call__(text)["input_ids"]
+        return {"input_ids": ids if add_special_tokens else ids[1:]}
+
+
+class Never(Letters):
+    """Has a BOS and puts it nowhere."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+
+HEADED = ["\x01abcdefghi", "\x01jklmnopqr", "\x01stuvwxyz0"]
+BARE = ["abcdefghij", "klmnopqrst", "uvwxyz0123"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "bos", "rows"),
+    [(Optional, "auto", HEADED), (Optional, "on", HEADED), (Optional, "off", BARE), (Letters, "auto", HEADED), (Letters, "off", BARE),
+     (Never, "auto", BARE), (Never, "on", HEADED), (Never, "off", BARE)],
+)  # fmt: skip
+def test_every_window_begins_with_bos_or_none_does(alphabet: Path, tokenizer: type[Letters], bos: Any, rows: list[str]) -> None:
+    windows = load_windows(spec(alphabet, bos=bos), tokenizer(bos=1), silent)
+    assert text_of(windows) == rows
+    assert windows.info["bos"] is (rows is HEADED)
+    assert windows.info["stride"] == (9 if rows is HEADED else 10)
+
+
+def test_a_stride_counts_the_texts_own_tokens(alphabet: Path) -> None:
+    assert text_of(load_windows(spec(alphabet, stride=3), Optional(bos=1), silent)) == ["\x01abcdefghi", "\x01defghijkl", "\x01ghijklmno"]
+
+
+def test_a_text_that_begins_with_bos_has_one(alphabet: Path) -> None:
+    alphabet.write_text("\x01" + alphabet.read_text())
+    for bos, rows in (("auto", HEADED), ("on", HEADED), ("off", BARE)):
+        assert text_of(load_windows(spec(alphabet, bos=bos), Optional(bos=1), silent)) == rows
+
+
+def test_bos_is_told_in_the_identity_of_the_tokens(alphabet: Path) -> None:
+    one, other = (load_windows(spec(alphabet, bos=bos), Optional(bos=1), silent).info for bos in ("on", "off"))
+    assert one["content_hash"] == other["content_hash"]
+    assert one["tokens_hash"] != other["tokens_hash"]
+
+
+def test_bos_that_cannot_be_is_refused(alphabet: Path) -> None:
+    with pytest.raises(UsageError, match="no BOS"):
+        load_windows(spec(alphabet, bos="on"), Letters(), silent)
+
+
+def test_shorter_prompts_and_prompts_of_many_windows_begin_alike(alphabet: Path) -> None:
+    windows = load_windows(spec(alphabet), Optional(bos=1), silent)
+    shorter = windows.with_context(windows.tokens, 3, 6)
+    assert ["".join(map(chr, row)) for row in shorter.tolist()] == ["\x01defghi", "\x01mnopqr", "\x01vwxyz0"]
+    assert windows.with_context(windows.tokens, 6, 6).equal(windows.tokens)
+    longer = windows.texts(2, 12)
+    assert longer is not None
+    assert ["".join(map(chr, row)) for row in longer.tolist()] == ["\x01abcdefghijk", "\x01lmnopqrstuv"]
+    assert windows.texts(3, 12) is None
+
+
+class Special(Letters):
+    """``<`` and ``>`` are special tokens."""
+
+    all_special_ids = (ord("<"), ord(">"))
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return chr(token)
+
+
+def test_what_is_no_text_is_counted_and_said(alphabet: Path) -> None:
+    alphabet.write_text("ab<cd<e>\0f>" + "x" * 30)
+    info = load_windows(spec(alphabet, samples=1), Special(), silent).info
+    assert info["special_tokens"] == {"<": 2, ">": 1}
+    assert info["nul_characters"] == 1
+    first, second = oddities(info)
+    assert "< × 2, > × 1" in first
+    assert "1 NUL" in second
+    assert not list(oddities(load_windows(spec(alphabet, samples=1), Letters(), silent).info | {"nul_characters": 0}))
+
+
+def test_ids_without_an_embedding_are_refused(alphabet: Path) -> None:
+    reader = Reader(Special(), rows=ord("t"))
+    assert load_windows(spec(alphabet, samples=1), reader, silent).info["samples"] == 1
+    with pytest.raises(CorpusError, match=r"token id 122 \('z'\), and the model has 116 embeddings"):
+        load_windows(spec(alphabet), reader, silent)
 
 
 def test_hashes_tell_text_and_tokens_apart(alphabet: Path) -> None:

@@ -105,6 +105,12 @@ def decoder_of(model: Any) -> Any:
     return model.get_decoder()
 
 
+def embeddings_of(model: Any) -> int:
+    """Token ids that the model can read and predict."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return min(int(end.weight.shape[0]) for end in ends if end is not None)
+
+
 def _device_of(layer: nn.Module) -> torch.device:
     return next(layer.parameters()).device
 

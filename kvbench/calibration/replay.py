@@ -42,24 +42,26 @@ Pair = tuple[Tensor, Tensor]
 
 
 def cut(tokens: Tensor) -> list[Tensor]:
-    """Samples of equal length, at least ``SAMPLES`` of at most ``LONGEST`` tokens.
+    """All of the text in samples that are as long as each other to a token, at least ``SAMPLES`` of at most ``LONGEST`` tokens.
 
     Raises:
         UsageError: a text of less than 32 tokens a sample.
     """
-    length = min(LONGEST, len(tokens) // SAMPLES)
-    if length < 32:
+    if len(tokens) // SAMPLES < 32:
         raise UsageError(f"a surrogate cannot be calibrated on {len(tokens)} tokens; it needs at least {32 * SAMPLES}")
-    return [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
+    return list(tokens.tensor_split(max(SAMPLES, -(-len(tokens) // LONGEST))))
 
 
 @torch.inference_mode()
 def replay(source: Source, sample: Tensor) -> Iterator[Pair]:
-    """One sample's hidden states and targets, layer by layer. Tokens without a finite target are left out."""
+    """One sample's hidden states and targets, layer by layer. Tokens without a finite target are left out.
+
+    What begins a text begins the prompt, and not its repetition.
+    """
     between = instruction(source.tokenizer).to(sample.device)
-    length = len(sample)
-    cache = capture_cache(source.geometry, Needs(window=length, hidden=True))
-    twice = torch.cat((sample, between, sample))[None]
+    length = len(source.head) + len(sample)
+    cache = capture_cache(source.geometry, Needs(window=len(sample), hidden=True))
+    twice = torch.cat((source.head, sample, between, sample))[None]
     decoder_of(source.model)(input_ids=twice, past_key_values=cache, use_cache=True)
     for view, module in zip(captured(cache), source.geometry.modules, strict=True):
         hidden = view.observed.hidden
@@ -81,18 +83,19 @@ def targets(view: TokenView, hidden: Tensor, output: Tensor, length: int) -> Ten
     """Log scores ``[B, Hkv, length]`` of the first ``length`` tokens, float32 or wider.
 
     Args:
-        view: The whole sequence; its window queries are the repetition's. hidden: ``[B, T, hidden]``.
+        view: The whole sequence; its n window queries are the repetition's. hidden: ``[B, T, hidden]``.
         output: The output projection by query head, ``[Hq, D, hidden]``.
     """
     queries = view.observed.window
     if queries is None:
         raise ValueError("the repetition's queries must be observed")
-    norms = hidden[:, -length:].to(view.wide).norm(dim=-1)
+    n = queries.shape[2]
+    norms = hidden[:, -n:].to(view.wide).norm(dim=-1)
     asked = torch.where(norms > 0, norms.log(), torch.inf)[:, None, :, None]  # a zero state asks nothing
     best = torch.full((*queries.shape[:2], length), -torch.inf, dtype=view.wide, device=queries.device)
-    for start in range(0, length, _SLAB):
-        end = min(length, start + _SLAB)
-        keys = view.keys[:, :, : view.keys.shape[2] - length + end]
+    for start in range(0, n, _SLAB):
+        end = min(n, start + _SLAB)
+        keys = view.keys[:, :, : view.keys.shape[2] - n + end]
         logits = grouped_scores(queries[:, :, start:end], keys, view.scaling)
         received = logits[..., :length] - logits.logsumexp(-1, keepdim=True) - asked[:, :, start:end]
         best = torch.maximum(best, received.amax(2))

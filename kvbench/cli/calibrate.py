@@ -55,19 +55,21 @@ def _source(spec: ModelSpec, tokens: int) -> Source:
     """The model, and the end of the calibration text."""
     import torch
 
-    from kvbench.caches.cache import Geometry, use_kvbench_attention
+    from kvbench.caches.cache import Geometry, embeddings_of, use_kvbench_attention
     from kvbench.calibration.source import Source
     from kvbench.calibration.text import calibration_tokens
     from kvbench.models import load_model
     from kvbench.shape import check_supported
+    from kvbench.tokens import reader_of
     from kvbench.weights import cache_folder
 
     loaded = load_model(spec, seed=0, progress=_stage)
     check_supported(loaded.config)
     use_kvbench_attention(loaded.model)
-    text = calibration_tokens(loaded.tokenizer, loaded.shape.vocab_size, tokens).to(loaded.device) if tokens else torch.empty(0)
+    tokenizer = reader_of(loaded.tokenizer, rows=embeddings_of(loaded.model))
+    text = calibration_tokens(tokenizer, loaded.shape.vocab_size, tokens).to(loaded.device) if tokens else torch.empty(0)
     folder = cache_folder() / "calibration"
-    return Source(loaded.model, Geometry.of(loaded.model), text, loaded.info["weights_hash"], folder, _stage, loaded.tokenizer)
+    return Source(loaded.model, Geometry.of(loaded.model), text, loaded.info["weights_hash"], folder, _stage, tokenizer)
 
 
 def _tell(found: Surrogate) -> None:

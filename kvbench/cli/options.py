@@ -37,7 +37,10 @@ _QUESTION = {
     "samples": click.option("--samples", type=int, help="Windows to score."),
     "context": click.option("--context", type=int, help="Tokens that are prefilled and compressed."),
     "continuation": click.option("--continuation", type=int, help="Tokens that are scored after them."),
-    "stride": click.option("--stride", type=int, help="Tokens between window starts.  [default: context + continuation]"),
+    "stride": click.option("--stride", type=int, help="Tokens between window starts.  [default: one window behind the other]"),
+    "bos": click.option(
+        "--bos", type=click.Choice(["auto", "on", "off"]), help="Begin every window with BOS, or none.  [default: as the tokenizer does]"
+    ),
     "compression_ratio": click.option(
         "--compression-ratio", type=float, help="Fraction removed, for every method that has one: 0.75 is four times smaller."
     ),

@@ -14,7 +14,7 @@ from kvbench.shape import shape_of
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec, split_list
 
 IN_MODEL = ("dtype", "cache_dtype", "device", "random_weights", "revision")
-IN_CORPUS = ("data_dir", "stride")
+IN_CORPUS = ("data_dir", "stride", "bos")
 
 
 def spec_of(flags: Mapping[str, Any]) -> RunSpec:

@@ -76,7 +76,7 @@ def facts_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "continuation": spec.get("continuation"),
         "text": corpus.get("tokens_hash"),
         "source": (corpus.get("content_hash"), model.get("tokenizer_hash")),
-        "windows": tuple(corpus.get(key) for key in ("join", "bos", "window", "stride")),
+        "windows": (*(corpus.get(key) for key in ("join", "bos", "window", "stride")), *(corpus.get("head") or ())),
         "weights": model.get("weights_hash"),
         "shape": tuple(model.get(key) for key in ("layers", "heads", "kv_heads", "head_dim", "hidden_size")),
         "cache dtype": model.get("cache_dtype"),

@@ -13,6 +13,7 @@ from kvbench.errors import UsageError
 from kvbench.needles.fillers import Filler
 from kvbench.needles.haystack import last_sentence, place
 from kvbench.needles.questions import Cell, Question, ask, score
+from kvbench.tokens import templated
 
 MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 LEAST = 32
@@ -115,7 +116,7 @@ class Prompts:
 
     def _encode(self, text: str, **_: Any) -> Any:
         """The tokenizer; a chat template writes its special tokens itself."""
-        return self.tokenizer(text, add_special_tokens=not self.uses_chat, verbose=False)
+        return {"input_ids": templated(self.tokenizer, text)} if self.uses_chat else self.tokenizer(text, verbose=False)
 
     def _decode(self, tokens: list[int]) -> str:
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, use_kvbench_attention
+from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, embeddings_of, use_kvbench_attention
 from kvbench.caches.needs import Needs
 from kvbench.calibration import digests, provide
 from kvbench.calibration.text import calibration_tokens
@@ -24,6 +24,7 @@ from kvbench.models import LoadedModel, check_supported, load_model
 from kvbench.shape import Shape
 from kvbench.spec import RunSpec
 from kvbench.summary import evaluators_of
+from kvbench.tokens import reader_of
 from kvbench.weights import cache_folder
 
 Stage = Callable[[str, int, int], None]
@@ -54,6 +55,8 @@ class Session:
             KvbenchError: any of that cannot be had, or a method does not fit the model.
         """
         loaded = load_model(spec.model, seed=spec.seed, progress=stage, check=partial(_check_fit, spec, methods))
+        reader = reader_of(loaded.tokenizer, spec.corpus.bos, embeddings_of(loaded.model))
+        loaded = replace(loaded, tokenizer=reader)  # begins every text alike, and refuses ids without an embedding
         windows = load_windows(spec, loaded.tokenizer, stage) if _reads_text(spec) else None
         use_kvbench_attention(loaded.model)
         geometry = Geometry.of(loaded.model)
@@ -77,8 +80,11 @@ class Session:
     def close(self) -> None:
         """Nothing is held beyond the process."""
 
-    def batch(self, index: int) -> Tensor:
+    def batch(self, index: int, context: int | None = None) -> Tensor:
         """Scored windows ``[B, C + S]`` of the ``index``-th batch, on the model's device.
+
+        Args:
+            context: C, the last tokens before the same continuation; ``None`` is the run's.
 
         Raises:
             CorpusError: the run reads no text.
@@ -86,15 +92,16 @@ class Session:
         if self.windows is None:
             raise CorpusError("this run has no text to score", hint="add --corpus")
         size = self.spec.batch_size
-        return self.windows.tokens[index * size : (index + 1) * size].to(self.loaded.device)
+        tokens = self.windows.tokens[index * size : (index + 1) * size].to(self.loaded.device)
+        return tokens if context is None else self.windows.with_context(tokens, context, self.spec.context)
 
     def prompt(self, batch: int, length: int) -> Tensor:
         """Any tokens ``[batch, length]`` for timing and sizes: the corpus's where it is long enough, else seeded random ids."""
-        flat = self.windows.tokens.flatten() if self.windows is not None else torch.empty(0, dtype=torch.long)
-        if len(flat) < batch * length:
+        tokens = None if self.windows is None else self.windows.texts(batch, length)
+        if tokens is None:
             generator = torch.Generator().manual_seed(self.spec.seed)
-            flat = torch.randint(self.loaded.shape.vocab_size, (batch * length,), generator=generator)
-        return flat[: batch * length].reshape(batch, length).to(self.loaded.device)
+            tokens = torch.randint(self.loaded.shape.vocab_size, (batch, length), generator=generator)
+        return tokens.to(self.loaded.device)
 
     def needs(self, labels: Sequence[str]) -> Needs:
         """What serves all of these methods."""

@@ -26,6 +26,7 @@ from kvbench.engine.room import is_out_of_memory
 from kvbench.errors import ExitCode, KvbenchError, ResourceError, RunFailed
 from kvbench.evaluators.base import BASELINE, Evaluator, UnitContext
 from kvbench.state import RunState, Unit
+from kvbench.windows import oddities
 
 if TYPE_CHECKING:
     from kvbench.engine.scale import PromptScale
@@ -244,6 +245,8 @@ def _tell_facts(session: Session, emit: Emitter, started: float) -> None:
     emit(ev.ModelLoaded(now, dict(session.info_model), now - started))
     if session.info_corpus:
         emit(ev.CorpusLoaded(now, dict(session.info_corpus)))
+        for text in oddities(session.info_corpus):
+            emit(ev.NoteWritten(now, text, "warning"))
 
 
 def _do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed: set[str]) -> None:

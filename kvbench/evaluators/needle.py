@@ -102,6 +102,9 @@ class Needle(Evaluator):
         stage(f"reading {self.filler}", 0, 0)
         text = open_filler(self.filler, spec)
         filler = read_filler(text, lengths[-1], prompts.counts)
+        if getattr(session.loaded.tokenizer, "may_exceed", False):  # which is found out by writing every prompt
+            for cell in self._cells(spec):
+                prompts.make(cell, filler)
         session.kept[self.name] = (prompts, filler)
         return {
             "filler": text.source,

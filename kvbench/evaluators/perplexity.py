@@ -81,7 +81,7 @@ class _Sample:
     def __init__(self, unit: Unit, session: Session, context: UnitContext, batch: int, length: int) -> None:
         self.unit, self.session, self.context, self.batch, self.split = unit, session, context, batch, length
         self.point = "" if length == session.spec.context else f"context={length}"
-        self.tokens = session.batch(batch)[:, session.spec.context - length :]
+        self.tokens = session.batch(batch, length)
         self.runner = session.runner
         if self.point:  # what streams holds its budget of this length, not of the run's
             self.runner = replace(self.runner, options=replace(self.runner.options, context=length))

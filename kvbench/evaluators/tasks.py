@@ -115,6 +115,9 @@ class Tasks(Evaluator):
             if question.generates:
                 encoder.generation(question, self.max_gen_toks)
         asked = [q for of in questions.values() for q in of]
+        if getattr(encoder.tokenizer, "may_exceed", False):  # which is found out by writing every prompt
+            for question in asked:
+                encoder.write(question, self.max_gen_toks)
         return {
             "question": self.question,
             "max_gen_toks": self.max_gen_toks,

@@ -92,8 +92,20 @@ class Encoder:
         special = {"add_special_tokens": False} if has_bos_prefix(text, getattr(self.tokenizer, "bos_token", None)) else {}
         ids: list[int] = self.tokenizer(text, verbose=False, **special)["input_ids"]
         cut = max(0, len(ids) - room)
-        stops = handle_stop_sequences(list(settings["until"]), eos=self.tokenizer.decode(self.tokenizer.eos_token_id))
+        end = self.tokenizer.eos_token_id  # without one the task's own stop texts and the longest answer end it
+        stops = handle_stop_sequences(list(settings["until"]), eos=None if end is None else self.tokenizer.decode(end))
         return Ask(ids[cut:], self._split(question, 0, ids, cut), [0], cut=cut), longest, stops
+
+    def write(self, question: Question, most: int = 0) -> None:
+        """Every prompt and option of a question, for what cannot be written.
+
+        Raises:
+            UsageError, CorpusError: as :meth:`choices`, :meth:`generation` and the tokenizer.
+        """
+        if question.generates:
+            self.generation(question, most)
+        else:
+            self.choices(question)
 
     def stop(self, stops: Sequence[str]) -> Callable[[list[int]], bool]:
         """Whether an answer holds one of ``stops``, as the harness looks: in its last tokens, two more than the stop text has."""
@@ -126,14 +138,15 @@ def _pair_encoder(tokenizer: Any) -> Callable[[Sequence[Any]], list[tuple[list[i
     class Pairs(TemplateLM):  # type: ignore[misc]
         @property
         def eot_token_id(self) -> int:
-            return int(tokenizer.eos_token_id)
+            return _needed(tokenizer.eos_token_id)
 
         @property
         def prefix_token_id(self) -> int:
-            return int(tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+            return _needed(_first_known(tokenizer))
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-            if add_special_tokens is None and has_bos_prefix(string, tokenizer.decode(self.prefix_token_id)):
+            first = _first_known(tokenizer)
+            if add_special_tokens is None and first is not None and has_bos_prefix(string, tokenizer.decode(first)):
                 add_special_tokens = False
             special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
             ids: list[int] = tokenizer.encode(string, **special)
@@ -150,3 +163,15 @@ def _pair_encoder(tokenizer: Any) -> Callable[[Sequence[Any]], list[tuple[list[i
 
     encoder = Pairs()
     return lambda instances: encoder.loglikelihood(list(instances), disable_tqdm=True)
+
+
+def _first_known(tokenizer: Any) -> int | None:
+    """What stands in for an empty prompt: BOS, else EOS, as the harness has it."""
+    found: int | None = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return found
+
+
+def _needed(token: int | None) -> int:
+    if token is None:
+        raise UsageError("a task asks with an empty prompt, and this model's tokenizer has neither BOS nor EOS", hint="leave the task out")
+    return int(token)

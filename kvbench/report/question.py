@@ -11,7 +11,7 @@ from kvbench.spec import RunSpec
 _CONTROLS = ("baseline", "random")
 _FLAGS = ("samples", "context", "continuation", "compression_ratio", "budget", "protocol", "chunk_size", "batch_size", "seed")
 _MODEL_FLAGS = ("device", "dtype", "cache_dtype", "revision")
-_CORPUS_FLAGS = ("stride", "data_dir")
+_CORPUS_FLAGS = ("stride", "bos", "data_dir")
 
 
 def command_of(spec: RunSpec) -> str:
