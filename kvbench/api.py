@@ -38,7 +38,8 @@ def make_cache(
         model: A decoder-only ``transformers`` model with standard grouped-query attention.
         method: ``name`` or ``name:param=value,...`` as on the command line, or a method object.
         compression_ratio: Fraction removed, for methods that have one and are not told.
-        cache_dtype: Format in which keys and values are stored; ``None`` is the model's.
+        cache_dtype: Format in which keys and values are stored; ``None`` is the model's own, as in a cache of transformers. (A run's
+            ``auto`` is 16 bit instead: its factors are over a deployed cache, and here there is no baseline to be over.)
         calibration_tokens: Text ``[n]`` for methods that need a basis, all of which is used; ``None`` takes the embedded
             language reference through the model's own tokenizer.
         seed: Seed of methods that draw.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvbench.errors import ResourceError
-from kvbench.spec import ModelSpec
+from kvbench.spec import ModelSpec, auto_cache_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,12 @@ def choose_dtype(asked: str, config: Any, device: torch.device) -> torch.dtype:
         return named_dtype("float32")
     own = getattr(config, "dtype", None) or "bfloat16"
     return named_dtype(str(own).removeprefix("torch."))
+
+
+def choose_cache_dtype(spec: ModelSpec, config: Any, dtype: torch.dtype) -> torch.dtype:
+    """What is asked for, else :func:`kvbench.spec.auto_cache_dtype`."""
+    asked = spec.cache_dtype
+    return named_dtype(auto_cache_dtype(str(dtype).removeprefix("torch."), config.to_dict()) if asked == "auto" else asked)
 
 
 def check_memory(spec: ModelSpec, needed: int, device: torch.device) -> None:

@@ -16,6 +16,7 @@ class Table:
         headings: One a column. rows: Cells as they are to be read; ``kvbench.formats`` writes numbers.
         left: How many of the first columns are words, set to the left; the others are figures.
         notes: What a reader must know: sizes, intervals, the correction that was made, what was left out.
+        factors: It shows how many times smaller something is stored, and a reader must know of what (:mod:`kvbench.factors`).
     """
 
     name: str
@@ -24,6 +25,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     left: int = 1
     notes: Sequence[str] = ()
+    factors: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Grid:
         rows, columns: Labels. row_name, column_name: What they are (``depth``, ``tokens``).
         values: ``[rows][columns]``; ``None`` is "not measured (yet)".
         low, high: The ends of the scale; high is good where ``good`` is ``high``.
-        notes: What a reader must know.
+        notes: What a reader must know. factors: As a table's.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Grid:
     high: float = 1.0
     good: str = "high"
     notes: Sequence[str] = ()
+    factors: bool = False
 
 
 Figure = Table | Grid

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kvbench.devices import check_memory, choose_dtype, named_dtype, resolve_device
+from kvbench.devices import check_memory, choose_cache_dtype, choose_dtype, resolve_device
 from kvbench.errors import KvbenchError, ModelError, ResourceError
 from kvbench.outline import check_attention, outline_of, weight_bytes
 from kvbench.random_weights import build_random
@@ -99,7 +99,7 @@ def load_model(spec: ModelSpec, *, seed: int, progress: Progress, check: Callabl
         model = build()
     model.eval().requires_grad_(False)
     tokenizer = _read_tokenizer(spec, source)
-    cache_dtype = dtype if spec.cache_dtype == "auto" else named_dtype(spec.cache_dtype)
+    cache_dtype = choose_cache_dtype(spec, config, dtype)
     info = _info(spec, source, model, shape, cache_dtype) | {"weights_hash": digest, "tokenizer_hash": hash_tokenizer(tokenizer)}
     return LoadedModel(model, tokenizer, model.config, shape, next(model.parameters()).device, dtype, cache_dtype, info)
 

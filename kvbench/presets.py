@@ -22,6 +22,8 @@ from kvbench.spec import CorpusSpec, ModelSpec, RunSpec, split_list
 
 DEFAULT = "smollm2"
 TABLES: Mapping[str, type[Any]] = {"model": ModelSpec, "corpus": CorpusSpec}
+HOW = ("dtype", "cache_dtype", "device")
+"""Keys of ``[model]`` that say how a model is run, whichever it is."""
 LISTS = {"methods": "methods", "evals": "evaluators"}
 """Preset keys whose text names registered things, and the ``RunSpec`` fields they fill."""
 
@@ -82,8 +84,8 @@ def to_spec(preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
 
     Args:
         preset: From :func:`read_preset`.
-        overrides: The same nesting as a preset; ``None`` means "not given". A different ``model.id`` takes the place of the
-            preset's whole ``[model]`` table, which describes another model.
+        overrides: The same nesting as a preset; ``None`` means "not given". A different ``model.id`` takes the place of what
+            the preset's ``[model]`` table says of its own model; number formats and device stay.
 
     Returns:
         Keyword arguments; ``methods`` and ``evaluators`` stay lists of texts, to be expanded and parsed by the caller.
@@ -91,7 +93,7 @@ def to_spec(preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     given = {table: _given(overrides.get(table) or {}) for table in TABLES}
     base = {table: dict(preset.get(table) or {}) for table in TABLES}
     if given["model"].get("id", base["model"].get("id")) != base["model"].get("id"):
-        base["model"] = {}
+        base["model"] = {key: value for key, value in base["model"].items() if key in HOW}
     spec: dict[str, Any] = {"preset": preset.get("preset")}
     for table, cls in TABLES.items():
         spec[table] = msgspec.convert(_nulls({**base[table], **given[table]}), cls)

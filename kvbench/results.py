@@ -2,8 +2,9 @@
 
 Schema 1, beside what DESIGN §8 shows: ``records`` holds every measurement (evaluator → method → key → data), so that each
 figure in ``results`` can be computed again; ``prepared`` what evaluators said of their data; ``lost`` the units that killed
-their worker; ``seconds`` the time of running. Rows with a byte budget say what was asked (``budget``, ``target_*``), what was
-turned for it (``budget_solved``) and whether the measured bytes meet it (``budget_met``).
+their worker; ``seconds`` the time of running. A row's ``cache_dtype`` is what its factors are of. Rows with a byte budget say
+what was asked (``budget``, ``target_*``), what was turned for it (``budget_solved``) and whether the measured bytes meet it
+(``budget_met``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kvbench.evaluators.base import BASELINE, Measured
 from kvbench.files import write_whole
 from kvbench.spec import MethodSpec, RunSpec
 from kvbench.state import MethodState, MethodStatus, RunState
-from kvbench.summary import fields_of, measured_of, summarise
+from kvbench.summary import cache_dtype_of, fields_of, measured_of, summarise
 
 SCHEMA = 1
 KINDS: Mapping[str, type | tuple[type, ...]] = {
@@ -54,7 +55,8 @@ def build(state: RunState, name: str) -> dict[str, Any]:
     if state.spec is None:
         raise ResultError(f"run '{name}' has not begun: there is nothing to report", hint=f"kvbench run --resume {name}")
     summaries = summarise(state)
-    rows = [_row(row, fields_of(summaries, row.label), measured_of(summaries, row.label)) for row in state.methods.values()]
+    of = {"cache_dtype": cache_dtype_of(state)}
+    rows = [_row(row, of | fields_of(summaries, row.label), measured_of(summaries, row.label)) for row in state.methods.values()]
     built = {
         "schema": SCHEMA,
         "run": name,

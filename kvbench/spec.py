@@ -161,7 +161,8 @@ class ModelSpec:
     Attributes:
         id: ``embedded:smollm2``, a hub id (``Qwen/Qwen2.5-7B``), a local folder, or a ``.gguf`` file.
         dtype: Number format of weights and activations; ``auto`` is the checkpoint's own (float32 on CPU).
-        cache_dtype: Number format in which keys and values are stored; ``auto`` is ``dtype``.
+        cache_dtype: Number format of the uncompressed cache; ``auto`` is 16 bit on every device, as deployed caches are: that of
+            ``dtype`` where it has 16 bit, else the checkpoint's own, else bfloat16 (:func:`auto_cache_dtype`).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
         device_map: ``auto`` spreads one model over several GPUs; ``None`` keeps it on ``device``.
         random_weights: Build the model from ``config`` alone; quality evaluators refuse.
@@ -177,6 +178,19 @@ class ModelSpec:
     random_weights: bool = False
     config: dict[str, Any] | None = None
     revision: str | None = None
+
+
+HALF: tuple[DTypeName, ...] = ("bfloat16", "float16")
+
+
+def auto_cache_dtype(dtype: str, config: Mapping[str, Any]) -> str:
+    """The 16-bit format that an uncompressed cache has where none is asked for.
+
+    Args:
+        dtype: Format of weights and activations. config: The model's, whose ``dtype`` (``torch_dtype``) is the checkpoint's own.
+    """
+    own = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    return next((name for name in (dtype, own) if name in HALF), HALF[0])
 
 
 @dataclass(frozen=True)

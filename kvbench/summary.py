@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from kvbench import sweeps
+from kvbench import factors, sweeps
 from kvbench.budgets import written
 from kvbench.evaluators.base import BASELINE, HEADLINE, Evaluator, Measured, Summary, build
 from kvbench.figures import Figure
@@ -26,7 +26,7 @@ class Row:
         perplexity, perplexity_low, perplexity_high: Over all scored tokens, 95 % interval over samples.
         delta_pct, delta_low, delta_high: Change of perplexity against the baseline in %, paired interval.
         kl: Mean KL divergence to the baseline, nats per token. top1: Agreement with its first choice, 0–1.
-        factor: Baseline bytes over stored bytes. stored_bytes: per sequence at the run's context.
+        factor: Baseline bytes over stored bytes, in numbers of ``cache_dtype``. stored_bytes: per sequence at the run's context.
         memory_bytes: Peak of the device's memory (NVML) or the worker's resident memory; ``memory_name`` says which.
         tokens_per_s, ttft_s: Decode speed and time to first token at the first timed point.
         roofline_tokens_per_s, roofline_fraction: What the bytes read in a step allow there, and the share of it that is reached.
@@ -64,6 +64,7 @@ class Row:
     target_bytes: float | None = None
     settings: str = ""
     headline: Mapping[str, float] = field(default_factory=dict)
+    cache_dtype: str | None = None
 
 
 @lru_cache(maxsize=64)
@@ -79,6 +80,13 @@ def evaluators_of(spec: RunSpec) -> list[Evaluator]:
 
 def baseline_of(state: RunState) -> str | None:
     return BASELINE if BASELINE in state.methods else None
+
+
+def cache_dtype_of(state: RunState) -> str | None:
+    """The uncompressed cache's number format, as the model was loaded or else as it was asked for; ``None`` if neither says."""
+    asked = state.spec.model.cache_dtype if state.spec is not None else "auto"
+    found = state.model.get("cache_dtype") or asked
+    return None if found == "auto" else str(found)
 
 
 def summarise(state: RunState) -> dict[str, dict[str, Summary]]:
@@ -103,7 +111,7 @@ def figures(state: RunState) -> dict[str, list[Figure]]:
         e.name: e.figures(state.records.get(e.name, {}), baseline_of(state), state.prepared.get(e.name, {}))
         for e in evaluators_of(state.spec)
     }
-    return {name: shown for name, shown in found.items() if shown}
+    return {name: factors.noted(shown, cache_dtype_of(state)) for name, shown in found.items() if shown}
 
 
 def fields_of(summaries: Mapping[str, Mapping[str, Summary]], method: str) -> dict[str, Any]:
@@ -128,10 +136,11 @@ def rows(state: RunState) -> list[Row]:
 
 def _row(state: RunState, label: str, found: Mapping[str, Any]) -> Row:
     method = state.methods[label]
-    known = set(Row.__dataclass_fields__) - {"label", "status", "progress", "error", "audit", "target_bytes", "settings"}
+    known = set(Row.__dataclass_fields__) - {"label", "status", "progress", "error", "audit", "target_bytes", "settings", "cache_dtype"}
     renamed = {**found, "delta_pct": found.get("ppl_delta_pct"), "factor": found.get("compression_factor")}
     return Row(
         label=label, status=method.status, progress=method.units_done / max(1, method.units_planned),
-        error=method.error, audit=method.audit_label, target_bytes=method.budget.target_bytes if method.budget else None,
+        error=method.error, audit=method.audit_label, cache_dtype=cache_dtype_of(state),
+        target_bytes=method.budget.target_bytes if method.budget else None,
         settings=written(method.budget.parameters) if method.budget else "", **{k: v for k, v in renamed.items() if k in known},
     )  # fmt: skip

@@ -108,7 +108,7 @@ class Cheat(Eviction):
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    model = ModelSpec("tiny", "float32", device="cpu", random_weights=True, config=make_tiny_config("qwen2"))
+    model = ModelSpec("tiny", "float32", "float32", "cpu", random_weights=True, config=make_tiny_config("qwen2"))
     labels = ["all", "kivi:bits=2,group=8,residual=16", *TRIALS.values()]
     spec = RunSpec(model=model, methods=expand(labels), evaluators=(EvaluatorSpec("speed"),), context=256, continuation=16)
     return Session.open(spec, {s.label: resolve(s, spec) for s in spec.methods}, lambda *_: None)

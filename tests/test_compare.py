@@ -65,7 +65,7 @@ def result(*rows: Doc, name: str = "run") -> Doc:
         "schema": 1, "run": name, "complete": True, "kvbench_version": "0.1.0", "protocol": "prefill", "baseline_perplexity": 20.0,
         "spec": {"context": 8, "continuation": 4, "chunk_size": 1, "compression_ratio": 0.5, "seed": 0, "samples": 6, "batch_size": 1},
         "environment": {"torch": "2.13.0", "threads": 2, "git": {"commit": "1"}},
-        "model": SHAPE | {"weights_hash": "w", "tokenizer_hash": "v", "dtype": "float32", "cache_dtype": "float32"},
+        "model": SHAPE | {"weights_hash": "w", "tokenizer_hash": "v", "dtype": "float32", "cache_dtype": "bfloat16"},
         "corpus": {"name": "text", "tokens_hash": "t", "content_hash": "c", "join": "\n", "bos": False, "window": 12, "stride": 12},
         "records": {}, "lost": {}, "seconds": 1.0, "results": list(rows),
     }  # fmt: skip
@@ -189,7 +189,7 @@ REFUSED = [
     ("protocol", {"to": "streaming"}, {"perplexity", "stored_bytes", "tokens_per_s"}, "other protocol"),
     ("spec", {"continuation": 9}, {"perplexity", "stored_bytes"}, "other continuation"),
     ("spec", {"context": 9}, {"perplexity", "stored_bytes"}, "other context"),
-    ("model", {"cache_dtype": "bfloat16"}, {"stored_bytes"}, "other cache dtype"),
+    ("model", {"cache_dtype": "float16"}, {"stored_bytes"}, "other cache dtype"),
     ("model", {"kv_heads": 4}, {"stored_bytes", "tokens_per_s"}, "other shape"),
     ("spec", {"chunk_size": 4}, set(), ""),
 ]

@@ -87,9 +87,16 @@ def test_flags_come_before_the_preset() -> None:
     assert build(preset, samples=None)["samples"] == preset["samples"]
 
 
-def test_another_model_leaves_nothing_of_the_presets_own() -> None:
+def test_another_model_leaves_how_it_is_run_and_nothing_of_the_presets_own() -> None:
+    """Number formats and device are the preset's, flags over them; config, revision and spreading were its model's."""
     preset = presets.read_preset("qwen72b")
-    assert build(preset, model={"id": "some/other", "dtype": "float16"})["model"] == ModelSpec(id="some/other", dtype="float16")
+    assert preset["model"]["config"]
+    assert preset["model"]["device_map"]
+    kept = ModelSpec("some/other", dtype="float16", cache_dtype=preset["model"].get("cache_dtype", "auto"))
+    assert build(preset, model={"id": "some/other", "dtype": "float16"})["model"] == kept
+    small = presets.read_preset("smollm2")
+    assert build(small, model={"id": "some/other"})["model"] == ModelSpec("some/other", "float32", "bfloat16")
+    assert build(small, model={"id": "some/other", "cache_dtype": "float32"})["model"] == ModelSpec("some/other", "float32", "float32")
     assert build(preset, model={"id": "Qwen/Qwen2.5-72B"})["model"].config is not None
 
 

@@ -51,7 +51,7 @@ _QUESTION = {
     "chunk_size": click.option("--chunk-size", type=int, help="Tokens a step when streaming; 1 is exact."),
     "device": click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1."),
     "dtype": click.option("--dtype", type=DTYPES, help="Number format of weights and activations."),
-    "cache_dtype": click.option("--cache-dtype", type=DTYPES, help="Number format of the uncompressed cache."),
+    "cache_dtype": click.option("--cache-dtype", type=DTYPES, help="Number format of the uncompressed cache; auto: 16 bit."),
     "batch_size": click.option("--batch-size", type=int, help="Windows scored at once."),
     "seed": click.option("--seed", type=int, help="For random weights and random methods."),
     "revision": click.option("--revision", metavar="REV", help="The model's revision on the hub."),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvbench import factors
 from kvbench.compare.align import differing, pairs
 from kvbench.compare.judge import ALPHA, Finding, judge
 from kvbench.compare.sides import Side
@@ -49,7 +50,7 @@ def compare(a: Side, b: Side) -> Comparison:
         a, b, judge(pairs(a, b)),
         only_a=[label for label in a.methods if label not in b.methods],
         only_b=[label for label in b.methods if label not in a.methods],
-        warnings=[*_incomplete(a, b), *_differences(a.environment, b.environment), *_settings(a, b), *_rows(a, b)],
+        warnings=[*_incomplete(a, b), *_differences(a.environment, b.environment), *_settings(a, b), *_wide(a, b), *_rows(a, b)],
     )  # fmt: skip
 
 
@@ -67,6 +68,14 @@ def _settings(a: Side, b: Side) -> list[str]:
     if a.settings["compression_ratio"] != b.settings["compression_ratio"]:
         lines.append("a method that takes its compression ratio from the run is not the same method in A and B")
     return lines
+
+
+def _wide(a: Side, b: Side) -> list[str]:
+    """Factors over a baseline wider than deployed caches: said once where both sides have the same."""
+    said = {mark: factors.notes(side.facts["cache dtype"]) for mark, side in (("A", a), ("B", b))}
+    if said["A"] == said["B"]:
+        return [f"A's and B's {line}" for line in said["A"]]
+    return [f"{mark}'s {line}" for mark, lines in said.items() for line in lines]
 
 
 def _rows(a: Side, b: Side) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from kvbench import factors
 from kvbench.errors import ResultError
 from kvbench.evaluators.base import Measured
 
@@ -87,7 +88,8 @@ def _about(result: Mapping[str, Any]) -> str:
     spec, model, corpus = result["spec"], result["model"], result["corpus"]
     lengths = f"{spec.get('samples')} samples of ({spec.get('context')} + {spec.get('continuation')}) tokens"
     device = model.get("device_name") or model.get("device")
-    parts = (model.get("id"), model.get("dtype"), device, corpus.get("name"), result["protocol"], lengths)
+    of = factors.wide(model.get("cache_dtype"))
+    parts = (model.get("id"), model.get("dtype"), f"factors of {of}" if of else "", device, corpus.get("name"), result["protocol"], lengths)
     return " · ".join(str(part) for part in parts if part)
 
 

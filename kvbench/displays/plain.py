@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from kvbench import events as ev
+from kvbench import factors
 from kvbench.budgets import written
 from kvbench.displays.base import Outcome
 from kvbench.displays.figures import called, render_run
@@ -17,6 +18,7 @@ from kvbench.engine.start import follow
 from kvbench.formats import TIMES, duration, fixed, size
 from kvbench.printable import printable
 from kvbench.state import RunState
+from kvbench.summary import cache_dtype_of
 
 STAGE_STEP = 0.25
 """Fraction of a stage after which a line tells its progress where lines cannot be rewritten."""
@@ -101,7 +103,7 @@ def _lines(state: RunState, event: ev.Event) -> list[str]:
     if isinstance(event, ev.ModelLoaded):
         return header(state)[:1]
     if isinstance(event, ev.BudgetSolved):
-        return [f"  {event.method} " + (f"failed: {event.error}" if event.error else _met(event))]
+        return [f"  {event.method} " + (f"failed: {event.error}" if event.error else _met(state, event))]
     if isinstance(event, ev.MethodFailed):
         return [f"  {event.method} failed: {event.error}"]
     if isinstance(event, ev.WorkerDied):
@@ -113,6 +115,7 @@ def _lines(state: RunState, event: ev.Event) -> list[str]:
     return []
 
 
-def _met(event: ev.BudgetSolved) -> str:
+def _met(state: RunState, event: ev.BudgetSolved) -> str:
     factor = event.baseline_bytes / event.stored_bytes
-    return f"stores {size(event.stored_bytes)}, {fixed(factor, 2)}{TIMES} less, with {written(event.parameters) or 'nothing turned'}"
+    less = factors.titled(f"{fixed(factor, 2)}{TIMES} less", cache_dtype_of(state))
+    return f"stores {size(event.stored_bytes)}, {less}, with {written(event.parameters) or 'nothing turned'}"

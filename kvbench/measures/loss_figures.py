@@ -49,6 +49,7 @@ def _by_method(found: Mapping[str, Records]) -> Table:
         headings,
         [[label, *_cells(of)] for label, of in found.items() if of],
         notes=(_ALL_NOTE, "K after RoPE; × is the side's baseline bytes over its stored bytes", *(f"{k}: {v}" for k, v in unread.items())),
+        factors=True,
     )
 
 
@@ -93,7 +94,7 @@ def _sweep(ladders: Ladders, broken: Mapping[str, str]) -> Table:
     headings = ["turned", "side", "value", f"side {TIMES}", "cos", "rel", "worst layer's cos", "worst layer"]
     turned = "ranks: PCA of calibration text for each layer and KV head; bits: asymmetric, groups of 32"
     notes = (turned, *(f"{label} could not be tried: {why}" for label, why in broken.items()))
-    return Table("sweep", "Ranks and bits: what each leaves of K and of V", headings, rows, left=2, notes=notes)
+    return Table("sweep", "Ranks and bits: what each leaves of K and of V", headings, rows, left=2, notes=notes, factors=True)
 
 
 def _boundaries(ladders: Ladders, read: Mapping[str, Records]) -> Table:
@@ -109,7 +110,13 @@ def _boundaries(ladders: Ladders, read: Mapping[str, Records]) -> Table:
     )
     title = "Failure boundary: the largest compression of K, and of V, that keeps a cosine"
     return Table(
-        "boundaries", title, ["turned", "side", "layers", *(f"cos ≥ {fixed(t, 2)}" for t in THRESHOLDS)], rows, left=3, notes=notes
+        "boundaries",
+        title,
+        ["turned", "side", "layers", *(f"cos ≥ {fixed(t, 2)}" for t in THRESHOLDS)],
+        rows,
+        left=3,
+        notes=notes,
+        factors=True,
     )
 
 

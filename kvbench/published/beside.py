@@ -130,7 +130,15 @@ def table(result: Mapping[str, Any], entries: Sequence[Entry] | None = None, sho
     held = [one for label in dict.fromkeys(one.label for one in every) for one in _nearest([o for o in every if o.label == label], shown)]
     sources = {remark: f"[{number}]" for number, remark in enumerate(dict.fromkeys(_remark(one.entry) for one in held), 1)}
     rows = [_cells(one, sources[_remark(one.entry)]) for one in held]
-    return Table("published", "Published figures beside ours", HEADINGS, rows, left=6, notes=_notes(held, sources, len(every) - len(held)))
+    return Table(
+        "published",
+        "Published figures beside ours",
+        HEADINGS,
+        rows,
+        left=6,
+        notes=_notes(held, sources, len(every) - len(held)),
+        factors=any(one.entry.unit == "×" for one in held),
+    )
 
 
 def _nearest(found: Sequence[Beside], shown: int) -> list[Beside]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvbench import results
+from kvbench import factors, results
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed
 from kvbench.report.facts import facts_of
@@ -25,11 +25,12 @@ MORE = (
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the plane of size and quality: baseline bytes over stored bytes, and KL to the baseline in nats."""
+    """A method in the plane of size and quality: baseline bytes (``of`` what, where that is wide) over stored bytes, and KL in nats."""
 
     label: str
     factor: float
     kl: float
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ def _more(result: Mapping[str, Any]) -> list[Table]:
         return []
     body = [[row["method"], *(_number(row.get(key), decimals) for _, key, decimals in shown)] for row in result["results"]]
     notes = ["NLL and KL in nats per token; KL percentiles over all scored tokens; low and high are 95 % over samples."]
-    return [Table("more", "Likelihood in detail", ["method", *(heading for heading, _, _ in shown)], body, notes=notes)]
+    return [Table("more", "Likelihood in detail", ["method", *(heading for heading, _, _ in shown)], body, notes=[*notes, *_of(result)])]
+
+
+def _of(result: Mapping[str, Any]) -> list[str]:
+    return factors.notes(result["model"].get("cache_dtype"))
 
 
 def _number(value: Any, decimals: int) -> str:
@@ -91,7 +96,7 @@ def _number(value: Any, decimals: int) -> str:
 
 def _points(found: Sequence[Row]) -> list[Point]:
     return [
-        Point(row.label, row.factor, row.kl)
+        Point(row.label, row.factor, row.kl, factors.wide(row.cache_dtype))
         for row in found
         if row.status != "failed" and row.audit not in ("no-op", "masked") and row.factor and row.kl is not None and row.kl > 0
     ]
@@ -107,7 +112,7 @@ def _published(result: Mapping[str, Any]) -> list[Figure]:
     from kvbench.published.beside import table
 
     found = table(result)
-    return [found] if found.rows else []
+    return factors.noted([found], result["model"].get("cache_dtype")) if found.rows else []
 
 
 def _audit(result: Mapping[str, Any]) -> list[Figure]:

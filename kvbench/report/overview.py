@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kvbench import factors
 from kvbench.budgets import is_met
 from kvbench.figures import Table
 from kvbench.formats import MIB, NONE, TIMES, duration, fixed, signed, size
@@ -30,7 +31,13 @@ def main_table(found: Sequence[Row]) -> Table:
     """Every method's row; columns that nothing filled are left out. What the audit says stands beside the method's name."""
     columns = [c for c in _columns(found) if any(c.cell(row) is not None for row in found)]
     body = [[c.cell(row) or NONE for c in columns] for row in found]
-    return Table("methods", "Every method, with 95 % intervals", [c.heading for c in columns], body)
+    notes = factors.notes(_cache_dtype(found)) if any(row.factor is not None for row in found) else []
+    return Table("methods", "Every method, with 95 % intervals", [c.heading for c in columns], body, notes=notes)
+
+
+def _cache_dtype(found: Sequence[Row]) -> str | None:
+    """All rows of a run have one."""
+    return found[0].cache_dtype if found else None
 
 
 def _columns(found: Sequence[Row]) -> list[Column]:
@@ -42,7 +49,7 @@ def _columns(found: Sequence[Row]) -> list[Column]:
         Column("KL", lambda r: _text(r.kl, 4)),
         Column("top-1\n%", lambda r: _text(r.top1, 1, 100)),
         *(_headline(name) for name in dict.fromkeys(name for row in found for name in row.headline)),
-        Column("factor", lambda r: None if r.factor is None else f"{fixed(r.factor, 2)}{TIMES}"),
+        Column(factors.titled("factor", _cache_dtype(found)), lambda r: None if r.factor is None else f"{fixed(r.factor, 2)}{TIMES}"),
         Column("stored\nMiB", lambda r: _text(r.stored_bytes, 2, 1 / MIB)),
         Column("tokens\n/s", _speed),
         Column("TTFT\nms", lambda r: _text(r.ttft_s, 1, 1000)),

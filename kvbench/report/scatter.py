@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from kvbench import factors
 from kvbench.formats import TIMES, fixed, plain_number
 from kvbench.report.content import Point
 
@@ -25,11 +26,12 @@ def scatter(points: Sequence[Point]) -> str:
     """A figure; every point says its name and values when it is pointed at, those that none dominates also beside it."""
     x, y = _Axis([p.factor for p in points], LEFT, WIDTH - RIGHT), _Axis([p.kl for p in points], HEIGHT - BOTTOM, TOP)
     front = frontier(points)
-    label = f"KL divergence to the baseline against compression factor, {len(points)} methods"
-    inner = "\n".join([*_ticks(x, y), _line(front, x, y), *(_dot(p, p in front, x, y) for p in points), *_names(front, x, y)])
+    title = escape(factors.titled("compression factor", points[0].of))
+    label = f"KL divergence to the baseline against {title}, {len(points)} methods"
+    inner = "\n".join([*_ticks(x, y, title), _line(front, x, y), *(_dot(p, p in front, x, y) for p in points), *_names(front, x, y)])
     caption = "Lower and further right is better; the line joins methods that no other beats in both. Both axes are logarithmic."
     return (
-        f'<figure>\n<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12" role="img" aria-label="{escape(label)}">\n{inner}\n</svg>\n'
+        f'<figure>\n<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12" role="img" aria-label="{label}">\n{inner}\n</svg>\n'
         f"<figcaption>{caption}</figcaption>\n</figure>"
     )
 
@@ -61,7 +63,7 @@ class _Axis:
             yield from (v for step in steps if self.low <= math.log10(v := step * 10.0**decade) <= self.high)
 
 
-def _ticks(x: _Axis, y: _Axis) -> Iterator[str]:
+def _ticks(x: _Axis, y: _Axis, title: str) -> Iterator[str]:
     for value in x.ticks():
         at = f"{x(value):.1f}"
         yield f'<line {_GRID} x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
@@ -70,7 +72,7 @@ def _ticks(x: _Axis, y: _Axis) -> Iterator[str]:
         at = f"{y(value):.1f}"
         yield f'<line {_GRID} x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>'
         yield f'<text {_DIM} x="{LEFT - 8}" y="{float(at) + 4:.1f}" text-anchor="end">{plain_number(value)}</text>'
-    yield f'<text {_DIM} x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">compression factor</text>'
+    yield f'<text {_DIM} x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{title}</text>'
     middle = (TOP + HEIGHT - BOTTOM) / 2
     yield f'<text {_DIM} x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">KL to the baseline, nats</text>'
 

@@ -32,12 +32,13 @@ class Metric:
     in_grids: bool = True
 
 
+FACTOR = "compression_factor"
 METRICS = (
     Metric("perplexity", "PPL", 2, "lower", in_grids=False),
     Metric(DELTA, "ΔPPL % [95 %]", 2, "lower"),
     Metric("kl_mean", "KL", 4, "lower"),
     Metric("top1_agreement", "top-1 %", 1, "higher", 100.0),
-    Metric("compression_factor", "factor", 2, "higher", suffix=TIMES),
+    Metric(FACTOR, "factor", 2, "higher", suffix=TIMES),
     Metric("bytes_per_token", "KiB/token", 2, "lower", 1 / 1024, in_grids=False),
     Metric("ttft_s", "TTFT ms", 1, "lower", 1000.0, in_grids=False),
     Metric("tpot_s", "TPOT ms", 1, "lower", 1000.0, in_grids=False),
@@ -172,7 +173,9 @@ def _table(sweep: SweepSpec, family: Family, *, with_place: bool) -> Table:
     axes = [*names, *family.along]
     place = "by-" + "-".join(family.along or ("setting",)) if with_place else "settings"
     title = "Settings" + (f" of ablation {sweep.ablation}" if sweep.ablation else "") + f" by {', '.join(axes)}"
-    return Table(place, title, ["method", *axes, *(m.heading for m in metrics)], rows, left=1)
+    return Table(
+        place, title, ["method", *axes, *(m.heading for m in metrics)], rows, left=1, factors=any(m.key == FACTOR for m in metrics)
+    )
 
 
 def _ordered(sweep: SweepSpec) -> list[tuple[str, str, At]]:
@@ -236,5 +239,5 @@ def _grid(sweep: SweepSpec, family: Family, metric: Metric, method: str) -> Grid
     return Grid(
         metric.key, f"{metric.heading.partition(' [')[0]} by {names[free[0]]} and {names[free[1]]}", method,
         [_value(v) for v in down], [_value(v) for v in across], [[by_place.get((d, a)) for a in across] for d in down],
-        names[free[0]], names[free[1]], good="low" if metric.better == "lower" else "high",
+        names[free[0]], names[free[1]], good="low" if metric.better == "lower" else "high", factors=metric.key == FACTOR,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kvbench import factors
 from kvbench.formats import MIB, NONE, TIMES, fixed, shorten, signed
 from kvbench.summary import Row
 from kvbench.tui.facts import is_ranked
@@ -120,6 +121,14 @@ def _speed() -> Column:
     return Column("speed", "tok/s", 7, 7, lambda r: r.tokens_per_s, text, "highest", "decode speed at the first timed point")
 
 
+def _factor(rows: Sequence[Row]) -> Column:
+    """How many times smaller; the heading says of what where the baseline is wider than 16 bit."""
+    of = factors.wide(rows[0].cache_dtype) if rows else ""
+    title = f"{TIMES} {of[0]}{of[-2:]}" if of else "factor"
+    meaning = f"baseline bytes{f' in {of}' if of else ''} ÷ stored bytes: 4 is 4 times smaller"
+    return _column("factor", title, 6, 2, lambda r: r.factor, 2, meaning, "highest", TIMES)
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
     """All columns, left to right."""
     return [
@@ -130,7 +139,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _column("kl", "KL", 6, 4, lambda r: r.kl, 4, "mean KL divergence to the baseline, nats per token", "lowest"),
         _column("top1", "top1 %", 6, 6, lambda r: _over(r.top1, 0.01), 1, "tokens that keep the baseline's first choice", "highest"),
         *_headlines(rows),
-        _column("factor", "factor", 6, 2, lambda r: r.factor, 2, "baseline bytes ÷ stored bytes: 4 is 4 times smaller", "highest", TIMES),
+        _factor(rows),
         _column("stored", "KV MiB", 6, 5, lambda r: _over(r.stored_bytes, MIB), 2, "bytes stored to answer the next query", "lowest"),
         _column("memory", _memory_title(rows), 7, 9, lambda r: _over(r.memory_bytes, MIB), 0, "GPU (NVML) or worker (RSS) at its peak"),
         _speed(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kvbench import factors
 from kvbench.evaluators.base import BASELINE
 from kvbench.formats import MIB
 from kvbench.tui.axes import Frame, Scale, framed
@@ -24,7 +25,7 @@ def draw_pareto(canvas: Canvas, scene: Scene) -> None:
     if too_small(canvas) or not compressed:
         nothing_yet(canvas, scene, "perplexity")
         return
-    title = "compression factor" if scene.by_factor else "stored MiB"
+    title = factors.titled("compression factor", scene.rows[0].cache_dtype) if scene.by_factor else "stored MiB"
     frame = framed(
         canvas, _x_scale(found, scene), _y_scale(compressed), scene.palette,
         x_title=title, y_title="KL to baseline, nats/token  (lower is better)",
