@@ -49,7 +49,7 @@ def make_cache(
         UnsupportedModel: attention that kvbench does not understand.
     """
     from kvbench.caches.cache import CacheOptions, Geometry, build_cache, use_kvbench_attention
-    from kvbench.methods.base import free, refuse, resolve
+    from kvbench.methods.base import free, objections, resolve
     from kvbench.models import check_attention
     from kvbench.shape import check_supported, shape_of
 
@@ -57,10 +57,8 @@ def make_cache(
     check_attention(model)
     if isinstance(method, str):
         method = resolve(free(method), RunSpec(compression_ratio=compression_ratio))
-    try:
+    with objections(method.label):
         method.check(shape_of(model.config.to_dict()))
-    except ValueError as error:
-        raise refuse(method.label, error) from error
     use_kvbench_attention(model)
     geometry = Geometry.of(model)
     artefacts = _artefacts(model, geometry, method, calibration_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, field, fields
 from typing import Any
 
-from kvbench.errors import UnknownName, UsageError
+from kvbench.errors import KvbenchError, UnknownName, UsageError
 from kvbench.spec import NamedSpec, ParamValue
 
 
@@ -36,6 +36,8 @@ def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
     known, rest = {f.name: f for f in _named(cls)}, getattr(cls, "takes_rest", None)
     values: dict[str, Any] = {} if rest is None else {rest: ()}
     for given, value in spec.params:
+        if not known and rest is None:
+            raise UsageError(f"{kind} '{spec.name}' has no parameters: '{spec.label}' gives it one", hint=f"write {spec.name}")
         key = given or next(iter(known), given)
         if key in values:
             raise UsageError(f"{kind} '{spec.label}' gives '{key}' twice: the first value without a name is {key}'s")
@@ -49,6 +51,10 @@ def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
         return cls(**values)
     except ValueError as error:
         raise UsageError(f"{kind} '{spec.label}': {error}", hint=f"kvbench list {kind}s") from error
+    except KvbenchError:
+        raise
+    except Exception as error:  # a plug-in's own, or a parameter without a default that was not given
+        raise UsageError(f"{kind} '{spec.label}' cannot be built: {type(error).__name__}: {error}", hint=f"kvbench list {kind}s") from error
 
 
 def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any, kind: str) -> ParamValue:
@@ -62,3 +68,26 @@ def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any, kind:
         return str(value)
     wanted = " or ".join(sorted(kinds - {"None"}))
     raise UsageError(f"{kind} '{spec.label}': {key}={value} is not {wanted}", hint=f"kvbench list {kind}s")
+
+
+def must_divide(name: str, value: int, total: int, what: str) -> None:
+    """Refuse a group that does not divide an axis.
+
+    Raises:
+        ValueError: with the nearest divisor.
+    """
+    if value < 1 or total % value:
+        best = min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - value))
+        raise ValueError(f"{name}={value} does not divide the {what}, {total}; the nearest that does is {best}")
+
+
+def check_window(window: int, kernel: int) -> None:
+    """Refuse an observation window or a pooling width that cannot be.
+
+    Raises:
+        ValueError: with the nearest value.
+    """
+    if window < 1:
+        raise ValueError(f"window={window}; it must be at least 1")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel}; it must be odd, for example {max(1, kernel | 1)}")

@@ -27,7 +27,7 @@ HOW = ("dtype", "cache_dtype", "device")
 LISTS = {"methods": "methods", "evals": "evaluators"}
 """Preset keys whose text names registered things, and the ``RunSpec`` fields they fill."""
 
-_PLAIN = {f.name for f in fields(RunSpec)} - {"preset", "sweep", *TABLES, *LISTS.values()}
+_PLAIN = {f.name for f in fields(RunSpec)} - {"preset", "sweep", "notes", *TABLES, *LISTS.values()}
 _KEYS = {"description", *_PLAIN, *TABLES, *LISTS}
 _LINE = re.compile(r"line (\d+)")
 

@@ -241,8 +241,9 @@ class RunSpec:
     """One run's whole question.
 
     Lengths are in tokens; ``compression_ratio`` is the fraction removed. Every method that has no budget of its own is
-    run once for each ``budget`` of the comma list. ``sweep`` says which rows are settings along which axes; it changes no
-    figure.
+    run once for each ``budget`` of the comma list. ``sweep`` says which rows are settings along which axes;
+    ``method_timeout`` is the most seconds that one method may take in one unit, ``auto`` as :mod:`kvbench.engine.limits`
+    has it; ``notes`` are what a reader should know of how the question was made. None of these three changes a figure.
     """
 
     preset: str | None = None
@@ -260,6 +261,8 @@ class RunSpec:
     batch_size: int = 1
     seed: int = 0
     sweep: SweepSpec | None = None
+    method_timeout: float | Literal["auto", "off"] = "auto"
+    notes: tuple[str, ...] = ()
 
     def validate(self) -> RunSpec:
         """Refuse values that no run can have.
@@ -275,6 +278,8 @@ class RunSpec:
                 f"--compression-ratio is {self.compression_ratio}; it is the fraction removed and lies in [0, 1)",
                 hint="for a cache four times smaller use --compression-ratio 0.75",
             )
+        if isinstance(self.method_timeout, float | int) and not 0.0 < self.method_timeout < math.inf:
+            raise UsageError(f"--method-timeout is {self.method_timeout}; it is a number of seconds above 0", hint="or auto, or off")
         self._check_budgets()
         if self.corpus.stride is not None and self.corpus.stride < 1:
             raise UsageError(f"--stride is {self.corpus.stride}; it must be at least 1")
@@ -304,7 +309,8 @@ class RunSpec:
     @property
     def digest(self) -> str:
         """A short hash of everything that could change a number."""
-        return hashlib.sha256(orjson.dumps(asdict(replace(self, sweep=None)), option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+        plain = {key: value for key, value in asdict(replace(self, sweep=None)).items() if key not in ("method_timeout", "notes")}
+        return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)

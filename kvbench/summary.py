@@ -9,13 +9,14 @@ from typing import Any
 
 from kvbench import factors, sweeps
 from kvbench.budgets import written
-from kvbench.evaluators.base import BASELINE, HEADLINE, Evaluator, Measured, Summary, build
+from kvbench.evaluators.base import BASELINE, HEADLINE, Evaluator, Measured, Summary, build, facts
 from kvbench.figures import Figure
 from kvbench.registry import Registry
 from kvbench.spec import EvaluatorSpec, RunSpec
 from kvbench.state import MethodStatus, RunState
+from kvbench.suites import SUITES
 
-EVALUATORS: Registry[Evaluator] = Registry("kvbench.evaluators", "evaluator")
+EVALUATORS: Registry[Evaluator] = Registry("kvbench.evaluators", "evaluator", Evaluator, facts, reserved=SUITES)
 
 
 @dataclass(frozen=True)

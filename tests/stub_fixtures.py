@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import kvbench
 from kvbench import summary
 from kvbench.methods.base import METHODS
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 
 STUBS = Path(__file__).parent / "stubs"
+HOME = Path(kvbench.__file__).parents[1]
+"""Where this process has kvbench from; those that it starts shall have no other."""
 
 
 def forget_registries() -> None:
     for registry in (METHODS, summary.EVALUATORS):
-        registry.__dict__.pop("_points", None)
+        registry.forget()
     summary._evaluator.cache_clear()
 
 
 @pytest.fixture
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process and every process it starts use the stub engine."""
-    monkeypatch.setenv("PYTHONPATH", str(STUBS))
+    monkeypatch.setenv("PYTHONPATH", f"{STUBS}{os.pathsep}{HOME}")
     monkeypatch.syspath_prepend(str(STUBS))
     for name in ("kvbench.engine.session", "kvbench.evaluators.audit"):
         monkeypatch.setitem(sys.modules, name, sys.modules.get(name))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import make_tiny_config
-from stub_fixtures import forget_registries, stub_spec, stubbed  # noqa: F401
+from stub_fixtures import HOME, forget_registries, stub_spec, stubbed  # noqa: F401
 
 from kvbench import events as ev
 from kvbench import results
@@ -258,7 +258,7 @@ def test_the_supervisor_outlives_the_process_that_started_it(tmp_path: Path) -> 
 
 def test_a_real_tiny_model_survives_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine itself, no stub: exact bytes after SIGKILL of a worker and of a supervisor are those of a calm run."""
-    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", str(HOME))
     for name in ("kvbench.engine.session", "kvbench.evaluators.audit"):
         monkeypatch.delitem(sys.modules, name)
     forget_registries()

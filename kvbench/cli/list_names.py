@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields
-from typing import Any
+from dataclasses import MISSING
+from typing import TYPE_CHECKING, Any
 
 import click
 import orjson
 
 from kvbench.displays.streams import put
 
+if TYPE_CHECKING:
+    from kvbench.registry import Registry
+
+UNUSABLE = "cannot be used"
+"""The family of plug-ins that are broken."""
 KINDS = ("methods", "evaluators", "presets", "corpora")
 
 
@@ -34,44 +39,32 @@ def list_names(kind: str, form: str) -> None:
 
 
 def _methods() -> list[dict[str, Any]]:
-    from kvbench.methods.base import METHODS
+    from kvbench.methods.base import METHODS, facts
 
-    found = [(name, METHODS.load(name)) for name in METHODS.names()]
     order = {"reference": 0}
+    found = sorted(map(facts, METHODS.usable().values()), key=lambda m: (order.get(m["family"], 1), m["family"], m["name"]))
+    return [*({**m, "parameters": _parameters(m["parameters"])} for m in found), *_broken(METHODS)]
+
+
+def _broken(registry: Registry[Any]) -> list[dict[str, Any]]:
+    """One line for each plug-in that cannot be used."""
     return [
-        {
-            "name": name,
-            "title": m.title,
-            "family": m.family,
-            "paper": m.paper,
-            "parameters": _parameters(m.parameters()),
-            "budget": list(m.dial.parameters) if m.dial else [],
-        }
-        for name, m in sorted(found, key=lambda pair: (order.get(pair[1].family, 1), pair[1].family, pair[0]))
+        {"name": broken.name, "title": f"{broken.why}  [{broken.source}]", "family": UNUSABLE, "parameters": [], "error": broken.why}
+        for broken in registry.broken()
     ]
 
 
 def _evaluators() -> list[dict[str, Any]]:
+    from kvbench.evaluators.base import facts
     from kvbench.suites import SUITES, TITLES, members
     from kvbench.summary import EVALUATORS
 
-    found = [(name, EVALUATORS.load(name)) for name in EVALUATORS.names()]
     suites = [
         {"name": name, "title": TITLES[name], "family": "suites", "parameters": [], "evaluators": [m.label for m in members(name)]}
         for name in SUITES
     ]
-    return suites + [
-        {
-            "name": name,
-            "title": e.title,
-            "family": "evaluators",
-            "protocols": list(e.protocols),
-            "needs_text": e.needs_text,
-            "needs_weights": e.needs_weights,
-            "parameters": _parameters([(f.name, f.default, f.metadata.get("meaning", "")) for f in fields(e) if f.init]),
-        }
-        for name, e in found
-    ]
+    found = [{**e, "family": "evaluators", "parameters": _parameters(e["parameters"])} for e in map(facts, EVALUATORS.usable().values())]
+    return [*suites, *found, *_broken(EVALUATORS)]
 
 
 def _presets() -> list[dict[str, Any]]:

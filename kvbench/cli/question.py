@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kvbench import presets, sweeps
-from kvbench.engine.plan import complete
+from kvbench.engine.plan import complete, refuse_taken
 from kvbench.errors import UsageError
-from kvbench.methods.base import CONTROLS, expand
+from kvbench.methods.base import CONTROLS, expand, left_out, named
 from kvbench.shape import shape_of
-from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec, split_list
+from kvbench.spec import EvaluatorSpec, RunSpec, split_list
 
 IN_MODEL = ("dtype", "cache_dtype", "device", "random_weights", "revision")
 IN_CORPUS = ("data_dir", "stride", "bos")
 
 
-def spec_of(flags: Mapping[str, Any]) -> RunSpec:
+def spec_of(flags: Mapping[str, Any], *, are_the_users: bool = True) -> RunSpec:
     """The preset with the flags over it, completed and checked; a flag that is ``None`` was not given.
 
-    ``--model`` without ``--preset`` takes no preset: sizes are ``RunSpec``'s defaults.
+    ``--model`` without ``--preset`` takes no preset: sizes are ``RunSpec``'s defaults. Names of methods and evaluators in
+    flags that ``are_the_users`` must be one package's alone.
 
     Raises:
         UsageError: a name, value or combination that no run can have.
     """
     given = {key: value for key, value in flags.items() if value is not None}
+    if are_the_users:
+        refuse_taken(named(_texts(given.get("methods"))), map(EvaluatorSpec.parse, _texts(given.get("evals"))))
     chosen = given.pop("preset", None) or (None if "model" in given else presets.DEFAULT)
     preset = presets.read_preset(chosen) if chosen else {}
     kwargs = presets.to_spec(preset, _nested(given))
-    methods = expand(kwargs.pop("methods", ["all"]), kwargs.get("budget"), kwargs.get("protocol", "prefill"))
+    asked, protocol = kwargs.pop("methods", ["all"]), kwargs.get("protocol", "prefill")
+    methods, notes = expand(asked, kwargs.get("budget"), protocol), left_out(asked, kwargs.get("budget"), protocol)
     evaluators = tuple(EvaluatorSpec(e.name, e.params) for e in map(EvaluatorSpec.parse, kwargs.pop("evaluators", [])))
-    return complete(RunSpec(**kwargs, methods=methods, evaluators=evaluators))
+    return complete(RunSpec(**kwargs, methods=methods, evaluators=evaluators, notes=notes))
 
 
 def sweep_of(flags: Mapping[str, Any]) -> RunSpec:
@@ -46,7 +50,9 @@ def sweep_of(flags: Mapping[str, Any]) -> RunSpec:
         raise UsageError("an ablation names its own methods", hint="--method with --over, or --ablation alone")
     if "context" in over and given.get("context") is not None:
         raise UsageError("--context is what --over context sweeps", hint="leave --context out: the longest is the run's")
-    made = sweeps.of_methods([MethodSpec.parse(text) for text in _listed(methods)], over) if ablation is None else None
+    swept = named(methods)
+    refuse_taken(swept, ())
+    made = sweeps.of_methods(swept, over) if ablation is None else None
     if given.get("methods") is None:
         given["methods"] = CONTROLS[0]
     spec = spec_of(given)
@@ -54,8 +60,8 @@ def sweep_of(flags: Mapping[str, Any]) -> RunSpec:
     return sweeps.apply(spec, made or sweeps.of_ablation(ablation, over, shape_of(config).head_dim if config else None))
 
 
-def _listed(texts: Sequence[str]) -> list[str]:
-    return [part for text in texts for part in split_list(text)]
+def _texts(flag: str | None) -> list[str]:
+    return split_list(flag) if flag else []
 
 
 def _nested(given: dict[str, Any]) -> dict[str, Any]:

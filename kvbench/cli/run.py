@@ -57,6 +57,8 @@ def carry_out(ctx: click.Context, flags: dict[str, Any], ask: Callable[[dict[str
         _refuse_changes(ctx)
         return _finish(*_resume(find_run(resume, output_dir), display), output)
     spec = ask(flags)
+    for note in spec.notes:
+        talk(note)
     if dry_run:
         from kvbench.cli.preview import preview
 

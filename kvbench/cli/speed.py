@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from kvbench.cli.run import carry_out
 from kvbench.errors import UsageError
 from kvbench.spec import RunSpec
 
+_NUMBER = re.compile(r"0*[1-9][0-9]{0,17}")
 OF_TEXT = ("evals", "corpus", "data_dir", "samples", "context", "continuation", "stride", "batch_size")
 """Questions of a run that a timing does not ask."""
 
@@ -62,7 +64,7 @@ def timing_of(flags: dict[str, Any]) -> RunSpec:
     lists: dict[str, list[int]] = {key: _numbers(key, asked.pop(key)) for key in ("batch", "context") if key in asked}
     evaluator = _capacity(asked, lists) if "find_max" in asked else _speed(asked, lists)
     sizes = {"context": lists["context"][0]} if "context" in lists and asked.get("find_max") != "context" else {}
-    return spec_of({**given, **sizes, "evals": evaluator, "samples": 1, "continuation": 1, "batch_size": 1})
+    return spec_of({**given, **sizes, "evals": evaluator, "samples": 1, "continuation": 1, "batch_size": 1}, are_the_users=False)
 
 
 def _numbers(name: str, text: str) -> list[int]:
@@ -72,7 +74,7 @@ def _numbers(name: str, text: str) -> list[int]:
         UsageError: an entry that is no positive whole number.
     """
     entries = [part.strip() for part in text.split(",")]
-    if not all(entry.isdigit() and int(entry) > 0 for entry in entries):
+    if not all(_NUMBER.fullmatch(entry) for entry in entries):
         raise UsageError(
             f"--{name} {text} is no list of whole numbers", hint=f"for example --{name} {'1,8' if name == 'batch' else '2048,32768'}"
         )

@@ -111,6 +111,8 @@ def _lines(state: RunState, event: ev.Event) -> list[str]:
     if isinstance(event, ev.UnitLost):
         return [f"  {event.unit} is left out: {event.reason}"]
     if isinstance(event, ev.NoteWritten):
+        if state.spec is not None and event.text in state.spec.notes:
+            return []  # said before the run began
         return [f"  {event.text}"]
     return []
 

@@ -6,7 +6,7 @@ in order of evaluators, and within one in order of samples with every method ins
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ from kvbench import suites
 from kvbench.errors import CorpusError, UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator
 from kvbench.shape import check_supported, shape_of
-from kvbench.spec import EvaluatorSpec, RunSpec
+from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 from kvbench.state import RunState, Unit
-from kvbench.summary import evaluators_of
+from kvbench.summary import EVALUATORS, evaluators_of
 
 if TYPE_CHECKING:
     from kvbench.events import BudgetSolved
@@ -41,11 +41,27 @@ def complete(spec: RunSpec) -> RunSpec:
     Raises:
         UsageError: a name or value that no run can have.
     """
-    from kvbench.methods.base import expand
+    from kvbench.methods.base import expand, left_out
 
-    methods = expand([m.label for m in spec.methods] or ["all"], spec.budget, spec.protocol)
+    asked = [m.label for m in spec.methods] or ["all"]
+    methods = expand(asked, spec.budget, spec.protocol)
     evaluators = suites.expand(spec.evaluators or [EvaluatorSpec(suites.DEFAULT)])
-    return spec.with_changes(methods=methods, evaluators=evaluators).validate()
+    notes = (*spec.notes, *left_out(asked, spec.budget, spec.protocol))
+    return spec.with_changes(methods=methods, evaluators=evaluators, notes=notes).validate()
+
+
+def refuse_taken(methods: Iterable[MethodSpec], evaluators: Iterable[EvaluatorSpec]) -> None:
+    """Refuse names that a user wrote and that several packages claim: nobody can tell which was meant.
+
+    Raises:
+        UsageError: names the packages.
+    """
+    from kvbench.methods import base
+
+    for method in methods:
+        base.refuse_taken(method)
+    for evaluator in evaluators:
+        EVALUATORS.refuse_taken(evaluator.name)
 
 
 def plan(spec: RunSpec) -> Plan:
@@ -107,17 +123,15 @@ def _check_model(spec: RunSpec, methods: Mapping[str, Method]) -> None:
     """What a known config already refuses; other models are checked when they are loaded."""
     if spec.model.config is None:
         return
-    from kvbench.methods.base import refuse
+    from kvbench.methods.base import objections
 
     check_supported(spec.model.config, spec.context + spec.continuation)
     shape = shape_of(spec.model.config)
     for evaluator in evaluators_of(spec):
         evaluator.check_length(spec, shape.max_positions)
     for label, method in methods.items():
-        try:
+        with objections(label):
             method.check(shape)
-        except ValueError as error:
-            raise refuse(label, error) from error
 
 
 def _check_corpus(spec: RunSpec) -> None:

@@ -19,7 +19,7 @@ from kvbench.corpora import Windows, load_windows
 from kvbench.engine.environment import describe
 from kvbench.engine.protocol import Runner
 from kvbench.errors import CorpusError, UsageError
-from kvbench.methods.base import Method, refuse
+from kvbench.methods.base import Method, objections
 from kvbench.models import LoadedModel, check_supported, load_model
 from kvbench.shape import Shape
 from kvbench.spec import RunSpec
@@ -157,10 +157,8 @@ def _check_fit(spec: RunSpec, methods: Mapping[str, Method], config: Any, shape:
             hint=f"use --context {max(1, limit - spec.continuation)}",
         )
     for label, method in methods.items():
-        try:
+        with objections(label):
             method.check(shape)
-        except ValueError as error:
-            raise refuse(label, error) from error
 
 
 def _artefacts(methods: Mapping[str, Method], loaded: LoadedModel, geometry: Geometry, stage: Stage) -> Artefacts:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from kvbench import errors, results
 from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
-from kvbench.engine.plan import complete, plan
+from kvbench.engine.plan import complete, plan, refuse_taken
 from kvbench.errors import ExitCode, KvbenchError, RunBusy, RunFailed
 from kvbench.spec import RunSpec
 from kvbench.state import RunState, apply
@@ -139,6 +139,7 @@ def run(spec: RunSpec, *, output_dir: str | Path = DEFAULT_OUTPUT, name: str | N
     Raises:
         KvbenchError: what a ``kvbench run`` would have said.
     """
+    refuse_taken(spec.methods, spec.evaluators)
     folder = create(spec, Path(output_dir), name)
     try:
         launch(folder)

@@ -74,6 +74,8 @@ class Supervisor:
             made = plan(self.folder.spec())
             units = [unit.to_plain() for unit in made.units]
             self._write(ev.RunStarted(time.time(), made.spec.to_plain(), units, list(made.methods), kvbench.__version__, SCHEMA))
+            for note in made.spec.notes:
+                self._write(ev.NoteWritten(time.time(), note, "warning"))
             return
         if self.state.kvbench_version != kvbench.__version__:
             raise ResultError(

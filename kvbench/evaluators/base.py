@@ -118,6 +118,21 @@ class UnitContext:
         raise NotImplementedError
 
 
+def facts(cls: type[Evaluator]) -> dict[str, Any]:
+    """What ``kvbench list`` says of an evaluator; reads all that a plan reads of its class.
+
+    Raises:
+        Exception: whatever reading it raises; a ``TypeError`` where something is missing or of another kind.
+    """
+    for name in ("name", "title"):
+        if not isinstance(getattr(cls, name, None), str):
+            raise TypeError(f"its class has no text '{name}'")
+    if not all(isinstance(text, str) for text in cls.protocols):
+        raise TypeError("its class has protocols that are no texts")
+    flags = {"protocols": list(cls.protocols), "needs_text": cls.needs_text, "needs_weights": cls.needs_weights}
+    return {"name": cls.name, "title": cls.title, **flags, "parameters": cls.parameters()}
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Base of evaluators: a frozen dataclass whose fields are its parameters.

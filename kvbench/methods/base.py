@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.budgets import Budget, Dial, Range, parse_budgets
 from kvbench.caches.needs import Needs
-from kvbench.errors import UsageError
-from kvbench.parameters import build, param, parameters
-from kvbench.registry import Registry
+from kvbench.errors import KvbenchError, UsageError
+from kvbench.parameters import build, check_window, must_divide, param, parameters
+from kvbench.registry import Broken, Registry, reason
 from kvbench.spec import MethodSpec, ParamValue, RunSpec, split_list
 
 if TYPE_CHECKING:
@@ -19,7 +20,21 @@ if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext, TokenView
     from kvbench.models import Shape
 
-__all__ = ["CONTROLS", "METHODS", "Eviction", "Method", "check_window", "expand", "must_divide", "param", "refuse", "resolve"]
+__all__ = [
+    "CONTROLS",
+    "METHODS",
+    "Eviction",
+    "Method",
+    "check_window",
+    "expand",
+    "left_out",
+    "must_divide",
+    "named",
+    "objections",
+    "param",
+    "refuse",
+    "resolve",
+]
 
 CONTROLS = ("baseline", "random")
 """In every table: what nothing removed gives, and what removing without thought gives."""
@@ -159,7 +174,23 @@ class Eviction(Method):
             raise ValueError(f"decode={self.decode}; it must be grow where another method stores the tokens: they are not scored again")
 
 
-METHODS: Registry[Method] = Registry("kvbench.methods", "method")
+def facts(cls: type[Method]) -> dict[str, Any]:
+    """What ``kvbench list`` says of a method; reads all that a table, ``all`` and the plan read of its class.
+
+    Raises:
+        Exception: whatever reading it raises; a ``TypeError`` where something is missing or of another kind.
+    """
+    for name in ("name", "title", "family", "paper"):
+        if not isinstance(getattr(cls, name, None), str):
+            raise TypeError(f"its class has no text '{name}'")
+    if not all(isinstance(text, str) for text in (*cls.variants, *cls.protocols)):
+        raise TypeError("its class has variants or protocols that are no texts")
+    read = {"name": cls.name, "title": cls.title, "family": cls.family, "paper": cls.paper, "parameters": cls.parameters()}
+    _ = (cls.in_all, cls.selects, cls.stores, cls.takes_rest, cls.trial)
+    return {**read, "budget": list(cls.dial.parameters) if cls.dial else []}
+
+
+METHODS: Registry[Method] = Registry("kvbench.methods", "method", Method, facts, reserved=["all"])
 
 
 def expand(texts: Sequence[str], budget: str | None = None, protocol: str = "prefill") -> tuple[MethodSpec, ...]:
@@ -176,17 +207,20 @@ def expand(texts: Sequence[str], budget: str | None = None, protocol: str = "pre
     """
     asked: list[MethodSpec] = [MethodSpec.parse(name) for name in CONTROLS]
     for text in (part for given in texts for part in split_list(given)):
-        if text == "all":
-            found = [MethodSpec.parse(v) for name in METHODS.names() for v in _variants(name, protocol, all_alike=budget is not None)]
-        else:
-            found = [MethodSpec.parse(text)]
-            METHODS.load(found[0].name)
-            if found[0].store is not None:
-                METHODS.load(found[0].store.name)
+        found = _all(budget, protocol)[0] if text == "all" else [MethodSpec.parse(text)]
+        for spec in found:
+            METHODS.load(spec.name)
+            if spec.store is not None:
+                METHODS.load(spec.store.name)
         asked.extend(found)
     if budget is not None:
         asked = _budgeted(asked, parse_budgets(budget))
     return tuple({spec.label: spec for spec in asked}.values())
+
+
+def named(texts: Sequence[str]) -> tuple[MethodSpec, ...]:
+    """The methods that ``--methods`` names one by one."""
+    return tuple(MethodSpec.parse(part) for given in texts for part in split_list(given) if part != "all")
 
 
 def _budgeted(asked: Sequence[MethodSpec], budgets: Sequence[Budget]) -> list[MethodSpec]:
@@ -195,11 +229,33 @@ def _budgeted(asked: Sequence[MethodSpec], budgets: Sequence[Budget]) -> list[Me
     return [*(s for s in asked if s not in free), *(replace(s, budget=budget.text) for budget in budgets for s in free)]
 
 
-def _variants(name: str, protocol: str, *, all_alike: bool) -> tuple[str, ...]:
-    cls = METHODS.load(name)
+def left_out(texts: Sequence[str], budget: str | None = None, protocol: str = "prefill") -> tuple[str, ...]:
+    """A line for each plug-in that ``all`` leaves out of these ``--methods``, since it cannot be used."""
+    if "all" not in [part for given in texts for part in split_list(given)]:
+        return ()
+    return tuple(f"method left out: {broken}" for broken in _all(budget, protocol)[1])
+
+
+def _all(budget: str | None, protocol: str) -> tuple[list[MethodSpec], list[Broken]]:
+    """What ``all`` stands for, and what cannot be used. Each is built once here, so that one that cannot be stops no other."""
+    found: list[MethodSpec] = []
+    lost = METHODS.broken()
+    for name, cls in METHODS.usable().items():
+        try:
+            variants = [MethodSpec.parse(text) for text in _variants(cls, protocol, all_alike=budget is not None)]
+            for spec in variants:
+                resolve(spec, RunSpec())
+        except Exception as error:
+            lost.append(Broken(name, METHODS.source_of(name), reason(error)))
+        else:
+            found += variants
+    return found, lost
+
+
+def _variants(cls: type[Method], protocol: str, *, all_alike: bool) -> tuple[str, ...]:
     if not cls.in_all or protocol not in cls.protocols:
         return ()
-    return (() if all_alike else cls.variants) or (name,)
+    return (() if all_alike else cls.variants) or (cls.name,)
 
 
 def resolve(spec: MethodSpec, run: RunSpec, turned: Mapping[str, ParamValue] | None = None) -> Method:
@@ -214,7 +270,8 @@ def resolve(spec: MethodSpec, run: RunSpec, turned: Mapping[str, ParamValue] | N
     label, spec = spec.label, spec.turned(turned or {})
     cls = METHODS.load(spec.name)
     has_ratio = any(f.name == "compression_ratio" and f.init for f in fields(cls))
-    asked = {key or fields(cls)[0].name for key, _ in spec.params}
+    first = next((name for name, _, _ in cls.parameters()), "")
+    asked = {key or first for key, _ in spec.params}
     own = replace(spec, store=None)
     if has_ratio and "compression_ratio" not in asked:
         own = replace(own, params=(*spec.params, ("compression_ratio", run.compression_ratio)))
@@ -227,40 +284,47 @@ def resolve(spec: MethodSpec, run: RunSpec, turned: Mapping[str, ParamValue] | N
     return method
 
 
+def refuse_taken(spec: MethodSpec) -> None:
+    """Refuse a method that a user named and that more than one package claims to be.
+
+    Raises:
+        UsageError: names the packages.
+    """
+    if spec.name not in CONTROLS:  # which every run has, whoever claims them
+        METHODS.refuse_taken(spec.name)
+    if spec.store is not None:
+        refuse_taken(spec.store)
+
+
 def free(text: str) -> MethodSpec:
     """The specification of one method outside a run, where there is no length for which it could meet a budget.
 
     Raises:
-        UsageError: it has a budget.
+        UsageError: it has a budget, or more than one package claims its name.
     """
     spec = MethodSpec.parse(text)
     if spec.budget is not None:
         hint = f"kvbench run --methods {spec.label} says which parameters meet it"
         raise UsageError(f"'{spec.label}': a budget is met at a run's length, and here is none", hint=hint)
+    refuse_taken(spec)
     return spec
 
 
-def must_divide(name: str, value: int, total: int, what: str) -> None:
-    """Refuse a group that does not divide an axis.
+@contextmanager
+def objections(label: str) -> Iterator[None]:
+    """What a method says against a model as a usage error, and whatever else its check raises as well.
 
     Raises:
-        ValueError: with the nearest divisor.
+        UsageError: names the method.
     """
-    if value < 1 or total % value:
-        best = min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - value))
-        raise ValueError(f"{name}={value} does not divide the {what}, {total}; the nearest that does is {best}")
-
-
-def check_window(window: int, kernel: int) -> None:
-    """Refuse an observation window or a pooling width that cannot be.
-
-    Raises:
-        ValueError: with the nearest value.
-    """
-    if window < 1:
-        raise ValueError(f"window={window}; it must be at least 1")
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel={kernel}; it must be odd, for example {max(1, kernel | 1)}")
+    try:
+        yield
+    except KvbenchError:
+        raise
+    except ValueError as error:
+        raise refuse(label, error) from error
+    except Exception as error:
+        raise UsageError(f"method '{label}' broke while it was checked: {reason(error)}", hint=f"kvbench verify {label}") from error
 
 
 def refuse(spec: MethodSpec | str, error: ValueError) -> UsageError:

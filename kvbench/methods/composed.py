@@ -70,7 +70,7 @@ def compose(keeper: Method, storer: Method, spec: MethodSpec) -> Composed:
         turned = f"write {second}+{first}" if type(storer).selects and type(keeper).stores else f"for example snapkv+{first}"
         raise UsageError(f"'{spec.label}': {first} keeps every token, so nothing is left to {second}", hint=turned)
     if not type(storer).stores:
-        able = sorted(name for name in METHODS.names() if METHODS.load(name).stores)
+        able = [name for name, cls in METHODS.usable().items() if cls.stores]
         raise UsageError(f"'{spec.label}': {second} cannot store what {first} keeps", hint=f"after the + write one of {', '.join(able)}")
     try:
         keeper.check_over()
