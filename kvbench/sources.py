@@ -9,6 +9,9 @@ from typing import Any
 
 from kvbench import embedded
 from kvbench.errors import ModelError
+from kvbench.gguf import gguf_config
+from kvbench.gguf.cached import converted
+from kvbench.shape import check_supported
 from kvbench.spec import ModelSpec
 from kvbench.weights import Progress, weight_files
 
@@ -22,45 +25,52 @@ class Source:
     """Files of one model on this machine.
 
     Attributes:
-        folder: Where they are.
-        gguf: Name of the ``.gguf`` file in it, or ``None`` for a folder of safetensors.
+        folder: Where config, tokenizer and safetensors are; of a ``.gguf`` file that is not converted yet, its own folder.
+        gguf: The ``.gguf`` file that the folder was, or will be, converted from.
         revision: The hub's commit, or ``None``.
     """
 
     folder: Path
-    gguf: str | None = None
+    gguf: Path | None = None
     revision: str | None = None
 
     @property
     def weights(self) -> Path:
-        """The folder, or the ``.gguf`` file itself."""
-        return self.folder / self.gguf if self.gguf else self.folder
-
-    def _options(self) -> dict[str, Any]:
-        return {"gguf_file": self.gguf} if self.gguf else {"local_files_only": True}
+        """The folder, or the ``.gguf`` file itself: what the hash of the weights is of."""
+        return self.gguf or self.folder
 
     def load_config(self) -> Any:
+        """The config; of a ``.gguf`` file from its header alone."""
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.folder, **self._options())
+        if self.gguf:
+            return AutoConfig.for_model(**gguf_config(self.gguf))
+        return AutoConfig.from_pretrained(self.folder, local_files_only=True)
 
     def load_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        """The tokenizer; of a ``.gguf`` file as the file says, whatever this transformers makes of the family."""
+        if self.gguf and self.folder == self.gguf.parent:
+            from kvbench.gguf.header import read_header
+            from kvbench.gguf.tokenizer import read_tokenizer
 
-        return AutoTokenizer.from_pretrained(self.folder, **self._options())
+            return read_tokenizer(read_header(self.gguf))
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        kind = PreTrainedTokenizerFast if self.gguf else AutoTokenizer
+        return kind.from_pretrained(self.folder, local_files_only=True)
 
     def load_model(self, *, dtype: Any, device_map: Any) -> tuple[Any, dict[str, Any]]:
         """The model, and what loading it found missing or unexpected."""
         from transformers import AutoModelForCausalLM
 
         model, report = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=dtype, device_map=device_map, output_loading_info=True, **self._options()
+            self.folder, dtype=dtype, device_map=device_map, output_loading_info=True, local_files_only=True
         )
         return model, report if isinstance(report, dict) else vars(report)
 
 
 def find_source(spec: ModelSpec, progress: Progress, *, weights: bool = True) -> Source:
-    """Find a model's files, fetching them if they are not here.
+    """Find a model's files, fetching them if they are not here; a ``.gguf`` file is converted once.
 
     Args:
         spec: Which model.
@@ -73,6 +83,8 @@ def find_source(spec: ModelSpec, progress: Progress, *, weights: bool = True) ->
     if spec.id.startswith(embedded.PREFIX):
         return Source(embedded.ensure(spec.id, progress))
     source = _local_path(spec.id) or _snapshot(spec, progress, (*_TEXT_FILES, "*.safetensors") if weights else _TEXT_FILES)
+    if weights and source.gguf:
+        return Source(converted(source.gguf, progress), gguf=source.gguf)
     if weights and not weight_files(source.weights):
         raise ModelError(f"'{spec.id}' holds no .safetensors weights", hint="use a checkpoint saved as safetensors, or a .gguf file")
     return source
@@ -95,8 +107,8 @@ def _local_path(name: str) -> Source | None:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no file '{name}'", hint="check --model")
-        _check_gguf(path)
-        return Source(path.parent, gguf=path.name)
+        check_supported(gguf_config(path))  # from the header alone, before anything heavy is imported
+        return Source(path.parent, gguf=path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"folder '{name}' holds no config.json", hint="name a folder saved by save_pretrained, or a .gguf file")
@@ -104,12 +116,6 @@ def _local_path(name: str) -> Source | None:
     if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         raise ModelError(f"there is no folder '{name}', and it is no hub id", hint="use OWNER/NAME, a folder, or a .gguf file")
     return None
-
-
-def _check_gguf(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"'{path.name}' is no GGUF file, or a broken one", hint="fetch the file again")
 
 
 def _cached_snapshot(spec: ModelSpec) -> Source | None:
