@@ -9,6 +9,8 @@ GIB = 1024 * MIB
 NONE = "–"
 """What is not known (yet)."""
 TIMES = "×"
+SKEW = 0.05
+"""How much longer one half of an interval may be than the other, as a fraction of both, where ± still stands for it."""
 
 
 def fixed(value: float | None, decimals: int, width: int = 0) -> str:
@@ -29,6 +31,11 @@ def signed(value: float | None, decimals: int, width: int = 0) -> str:
     if value is None or not math.isfinite(value):
         return fixed(value, decimals)
     return ("-" if value < 0 else "+") + fixed(abs(value), decimals, max(0, width - 1))
+
+
+def is_symmetric(value: float, low: float, high: float) -> bool:
+    """Whether ``value ± half`` says what ``[low, high]`` does."""
+    return abs((high - value) - (value - low)) <= SKEW * (high - low) / 2
 
 
 def duration(seconds: float | None) -> str:

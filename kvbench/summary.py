@@ -35,6 +35,9 @@ class Row:
         other_read_path: The same where it is not the baseline's, so that the two speeds form no ratio.
         target_bytes: What its budget asks ``stored_bytes`` to be. settings: What was turned to meet it, ``rank=12``.
         headline: The main scores of the run's evaluators, short name → value in 0–1, higher is better.
+        rounding_pct, rounding_kl: How far rounding alone moves perplexity, in %, and KL, in nats per token.
+        within_rounding: Whether the change of perplexity is smaller than what rounding does to either row.
+        kl_low, kl_high: 95 % interval over samples.
     """
 
     label: str
@@ -66,6 +69,11 @@ class Row:
     settings: str = ""
     headline: Mapping[str, float] = field(default_factory=dict)
     cache_dtype: str | None = None
+    rounding_pct: float | None = None
+    rounding_kl: float | None = None
+    within_rounding: bool = False
+    kl_low: float | None = None
+    kl_high: float | None = None
 
 
 @lru_cache(maxsize=64)

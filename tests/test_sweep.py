@@ -230,7 +230,7 @@ def summaries(spec: RunSpec) -> dict[str, dict[str, Summary]]:
         quality, times = [], []
         for context in (512, 256):
             loss = (64 - rank) / 100 + context / 10_000
-            samples = {str(i): 2.0 + i / 10 + loss for i in range(3)}
+            samples = {str(i): 2.0 + i / 10 + loss * (1 + (i - 1) / 100) for i in range(3)}
             point = "" if context == spec.context else f"context={context}"
             quality.append(Measured("perplexity", math.exp(2.1 + loss), "1", "paired", "lower", point, samples=samples, scale="log"))
             quality += [Measured("kl_mean", loss, "nats", "paired", "lower", point)] if label != "baseline" else []

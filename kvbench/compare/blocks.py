@@ -7,9 +7,11 @@ from typing import Literal
 
 from kvbench.compare.figures import both, change_text, interval_text, p_text, unit_of
 from kvbench.compare.judge import WORDS, Finding
+from kvbench.measures.paired import BOOTSTRAP, MCNEMAR, SIGN, STUDENT
 
 Cell = Literal["heading", "quiet", "better", "worse", "differs", "not comparable"]
-_TESTS = {"exact": "by value", "paired": "paired t test on shared samples", "noisy": "medians of repeats, Mann-Whitney"}
+_HOW = {"exact": "by value", "paired": "not tested", "noisy": "medians of repeats, Mann-Whitney"}
+_TESTS = {MCNEMAR: "exact McNemar test", BOOTSTRAP: "paired bootstrap", STUDENT: "paired t test", SIGN: "sign test"}
 _GAP = 2
 _TITLE_PADDING = 2
 """tabulate makes every column this much wider than its title, and leaves a gap between columns."""
@@ -21,12 +23,18 @@ def heading(findings: Sequence[Finding]) -> str:
     first = findings[0]
     unit, _ = unit_of(findings)
     counts = {f.n_a for f in findings if f.verdict != "x"} | {f.n_b for f in findings if f.verdict != "x"}
-    how = _TESTS[first.evidence]
+    how = _how(findings)
     if len(counts) == 1 and first.evidence != "exact":
         how = how.replace("shared", f"{counts.copy().pop()} shared").replace("repeats", f"{counts.copy().pop()} repeats")
     better = f"{first.better} is better" if first.better != "neither" else "neither way is better"
     shared = ",".join(_shared_point(findings))
     return f"{first.metric}{f' ({unit})' if unit else ''}{f' at {shared}' if shared else ''} · {better} · {how}"
+
+
+def _how(findings: Sequence[Finding]) -> str:
+    """By what the block's figures were told apart."""
+    tests = [name for test, name in _TESTS.items() if any(f.test == test for f in findings)]
+    return f"{', '.join(tests)} on shared samples" if tests else _HOW[findings[0].evidence]
 
 
 def _shared_point(findings: Sequence[Finding]) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from kvbench import factors
 from kvbench.compare.align import differing, pairs
-from kvbench.compare.judge import ALPHA, Finding, judge
+from kvbench.compare.judge import Finding, judge
 from kvbench.compare.sides import Side
+from kvbench.measures.paired import ALPHA
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Comparison:
 
     @property
     def tests(self) -> int:
-        """Statistical tests made."""
-        return sum(f.p is not None for f in self.findings)
+        """Statistical tests made; one whose p is 1 had nothing to find."""
+        return sum(f.p is not None and f.p < 1.0 for f in self.findings)
 
     @property
     def shown(self) -> int:

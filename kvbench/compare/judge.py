@@ -4,10 +4,13 @@
 evidence   shown to differ by            change                                 95 % interval
 =========  ============================  =====================================  ============================================
 exact      the values                    B - A                                  none: the values are the truth
-paired     paired t test, p < 0.05       mean difference over shared samples;   Student's t of the differences
-                                         on a log scale the ratio e^difference
+paired     the test of its kind of       mean difference over shared samples;   of the same test
+           sample, p < 0.05              on a log scale the ratio e^difference
 noisy      Mann-Whitney U, p < 0.05      change of medians                      shifts that the same test does not reject
 =========  ============================  =====================================  ============================================
+
+Kinds of samples and their tests are those of a run's own tables (:mod:`kvbench.measures.paired`). A paired difference that is
+smaller than what rounding alone does to either figure is not shown, whatever its p.
 
 Relative changes take A's own value as the unit and do not widen the interval for A's error; on a log scale (perplexity)
 and for positive repeats (times) the ratio itself is what is estimated, and nothing is neglected.
@@ -26,11 +29,12 @@ from typing import Literal
 
 from kvbench.compare.align import Pair
 from kvbench.evaluators.base import Measured
-from kvbench.stats import holm, mann_whitney, median, paired_test, shift_interval, smallest_p
+from kvbench.measures.paired import ALPHA, EQUAL, Kind, kind_of, paired, shared
+from kvbench.measures.rounding import is_within
+from kvbench.stats import holm, mann_whitney, median, shift_interval, smallest_p
 
-ALPHA = 0.05
-EQUAL = 1e-12
-"""Exact figures this close, relatively, are equal: a ratio of bytes is rounded once."""
+RANKS = "Mann-Whitney"
+_ROUNDED = "smaller than what rounding does"
 _LARGEST_LOG = 700.0
 """e to more than this has no float; a perplexity that large has long stopped meaning anything."""
 Verdict = Literal["~", "+", "-", "!", "x"]
@@ -60,6 +64,7 @@ class Finding:
         verdict: ``~`` nothing shown to differ, ``+`` better, ``-`` worse, ``!`` differs (no direction is better), ``x`` not comparable.
         note: Why, or what to mind.
         audit_a, audit_b: What the audit found the method to be on each side (``real``, ``masked`` …).
+        test: What gave p. rounding: The larger of what rounding alone does to A and to B, on the scale of their samples.
     """
 
     method: str
@@ -79,6 +84,8 @@ class Finding:
     audit_a: str | None = None
     audit_b: str | None = None
     holm: float | None = None
+    test: str = ""
+    rounding: float | None = None
 
 
 def judge(pairs: Sequence[Pair]) -> list[Finding]:
@@ -107,22 +114,23 @@ def _exact(pair: Pair, a: float, b: float) -> Finding:
 
 
 def _paired(pair: Pair, a: Measured, b: Measured) -> Finding:
-    shared = [key for key in a.samples if key in b.samples]
-    left, right = [a.samples[key] for key in shared], [b.samples[key] for key in shared]
-    counts = (len(shared), len(shared))
+    left, right = shared(a.samples, b.samples)
+    counts = (len(left), len(left))
     value_a, value_b = a.value or 0.0, b.value or 0.0
-    if not shared:
+    if not left:
         note = "no shared samples: not tested" if a.samples and b.samples else "no per-sample scores: not tested"
         return _finding(pair, value_a, value_b, _linear(value_a, value_b - value_a), None, counts, False, note)
     note = _samples_note(a, b, left, right)
     value_a, value_b = _mean(left, a.scale), _mean(right, b.scale)
-    test = paired_test(left, right)
-    of = _ratio if a.scale == "log" else _linear
-    if test.p is None:
-        return _finding(pair, value_a, value_b, of(value_a, test.difference), None, counts, False, "one sample: not tested")
-    change = of(value_a, test.difference, test.low, test.high)
-    p = None if left == right else test.p
-    return _finding(pair, value_a, value_b, change, p, counts, test.p < ALPHA, note)
+    test = paired(left, right, _kind(a, b))
+    change = (_ratio if a.scale == "log" else _linear)(value_a, test.difference, test.low, test.high)
+    rounded = is_within(test.difference, a.rounding, b.rounding)
+    note = "one sample: not tested" if test.p is None else _ROUNDED if test.is_shown and rounded else note
+    return _finding(pair, value_a, value_b, change, test.p, counts, test.is_shown and not rounded, note, test=test.test)
+
+
+def _kind(a: Measured, b: Measured) -> Kind:
+    return "loss" if a.scale == "log" else kind_of(a.scoring or b.scoring, a.better, a.samples.values(), b.samples.values())
 
 
 def _samples_note(a: Measured, b: Measured, left: Sequence[float], right: Sequence[float]) -> str:
@@ -145,7 +153,7 @@ def _noisy(pair: Pair, a: Measured, b: Measured) -> Finding:
     test = mann_whitney(left, right)
     note = "" if smallest_p(*counts) < ALPHA else f"{counts[0]} and {counts[1]} repeats cannot show a difference"
     change = _between_medians(value_a, value_b, left, right)
-    return _finding(pair, value_a, value_b, change, test.p, counts, test.p < ALPHA, note)
+    return _finding(pair, value_a, value_b, change, test.p, counts, test.p < ALPHA, note, test=RANKS)
 
 
 def _between_medians(value_a: float, value_b: float, left: Sequence[float], right: Sequence[float]) -> Change:
@@ -185,21 +193,25 @@ def _mean(samples: Sequence[float], scale: str) -> float:
 
 def _finding(
     pair: Pair, a: float | None, b: float | None, change: Change, p: float | None, counts: tuple[int, int], differs: bool,
-    note: str = "", *, refused: bool = False,
+    note: str = "", *, refused: bool = False, test: str = "",
 ) -> Finding:  # fmt: skip
     kind = pair.kind
     verdict: Verdict = "x" if refused else _verdict(kind, change) if differs else "~"
     return Finding(
         pair.method, pair.metric, pair.point, kind.unit, kind.evidence, kind.better, a, b, change, p, *counts,
-        verdict, pair.refusal or note or pair.note, pair.audit_a, pair.audit_b,
+        verdict, pair.refusal or note or pair.note, pair.audit_a, pair.audit_b, test=test, rounding=_rounding(pair),
     )  # fmt: skip
 
 
+def _rounding(pair: Pair) -> float | None:
+    return max((one.rounding for one in (pair.a, pair.b) if one is not None and one.rounding is not None), default=None)
+
+
 def _verdict(kind: Measured, change: Change) -> Verdict:
-    """Which way a difference that is shown goes: by the value, or by the side of 0 on which the interval lies."""
+    """Which way a difference that is shown goes: by the value, or for medians by the side of 0 on which the interval lies."""
     if kind.better == "neither":
         return "!"
     bound = change.absolute or 0.0
-    if change.low is not None and change.high is not None:
+    if kind.evidence == "noisy" and change.low is not None and change.high is not None:
         bound = change.low + change.high
     return "+" if (bound > 0.0) == (kind.better == "higher") else "-"

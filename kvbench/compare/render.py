@@ -14,7 +14,8 @@ import orjson
 
 from kvbench.compare.blocks import Cell, block_rows, cut, heading, shared_line
 from kvbench.compare.comparison import Comparison
-from kvbench.compare.judge import ALPHA, WORDS, Finding, Verdict
+from kvbench.compare.judge import WORDS, Finding, Verdict
+from kvbench.measures.paired import ALPHA
 
 Paint = Callable[[str, Cell], str]
 """Colours a table cell or heading by its kind; the identity writes plain text."""
@@ -69,7 +70,8 @@ def csv_text(comparison: Comparison) -> str:
 
 FLAT_FIELDS = (
     "method", "metric", "point", "unit", "evidence", "better", "a", "b", "change", "change_low", "change_high",
-    "change_pct", "change_pct_low", "change_pct_high", "p", "p_holm", "n_a", "n_b", "verdict", "verdict_word", "note", "audit_a", "audit_b",
+    "change_pct", "change_pct_low", "change_pct_high", "p", "p_holm", "test", "n_a", "n_b", "verdict", "verdict_word", "note",
+    "rounding", "audit_a", "audit_b",
 )  # fmt: skip
 
 

@@ -7,8 +7,7 @@ figure              right or wrong                                graded
 ==================  ============================================  ====================================================
 interval            Wilson's score interval                       Student's t, within [0, 1]; Wilson's where all are equal
 difference          the mean difference on the questions that both the method and the baseline have
-its interval        Newcombe (1998), method 10                    expanded percentile bootstrap of paired differences
-p of no difference  McNemar's test, exact                         of the same bootstrap
+its interval, p     of :mod:`kvbench.measures.paired`
 ==================  ============================================  ====================================================
 
 Holm's correction covers all tests that one table shows. A test and an interval may differ at the border: the interval
@@ -24,12 +23,11 @@ from dataclasses import dataclass, replace
 from kvbench.evaluators.base import Measured
 from kvbench.figures import Table
 from kvbench.formats import NONE, fixed, signed
-from kvbench.stats import RESAMPLES, Interval, holm, mcnemar, mean_interval, newcombe_interval, paired_bootstrap, wilson_interval
+from kvbench.measures.paired import ALPHA, BOOTSTRAP, MCNEMAR, SIGN, Scoring, kind_of, paired, shared
+from kvbench.stats import RESAMPLES, Interval, holm, mean_interval, wilson_interval
 
-ALPHA = 0.05
 MARK = "*"
 """Behind a difference that is shown: its corrected p is below ``ALPHA``."""
-MCNEMAR, BOOTSTRAP = "McNemar", "paired bootstrap"
 WILSON, STUDENT = "Wilson", "t"
 Scores = Mapping[str, float]
 """One method's scores: question → score in [0, 1]."""
@@ -44,7 +42,7 @@ class Accuracy:
         difference: Method − baseline over the questions that both have; ``None`` for the baseline itself.
         difference_low, difference_high: Its paired 95 % interval.
         p: Two-sided, of this test alone. p_adjusted: By Holm over all tests that were corrected together.
-        test: ``McNemar`` or ``paired bootstrap``; empty where there is nothing to test.
+        test: ``McNemar``, ``paired bootstrap`` or ``sign``; empty where there is nothing to test.
         paired: Questions that both have. interval: What ``low`` and ``high`` are, ``Wilson`` or ``t``.
     """
 
@@ -100,7 +98,8 @@ def measured(metric: str, point: str, scores: Scores, *, graded: bool = False) -
         ValueError: no scores, or one outside [0, 1].
     """
     found = _accuracy(metric, scores, {}, graded)
-    return Measured(metric, found.value, "1", "paired", "higher", point, found.low, found.high, dict(scores))
+    scoring: Scoring = "graded" if graded else "answers"
+    return Measured(metric, found.value, "1", "paired", "higher", point, found.low, found.high, dict(scores), scoring=scoring)
 
 
 def table(name: str, title: str, groups: Mapping[str, Mapping[str, Accuracy]], order: Sequence[str], *, what: str = "questions") -> Table:
@@ -154,22 +153,25 @@ _INTERVALS = {WILSON: "Wilson 1927", STUDENT: "Student's t"}
 _DIFFERENCES = {
     MCNEMAR: "Newcombe 1998, method 10",
     BOOTSTRAP: f"expanded percentile bootstrap, Hesterberg 2015, {RESAMPLES:,} resamples",
+    SIGN: "Wilson's bounds where all questions moved by the same",
 }
-_TESTS = {MCNEMAR: "exact McNemar test", BOOTSTRAP: "paired bootstrap test"}
+_TESTS = {MCNEMAR: "exact McNemar test", BOOTSTRAP: "paired bootstrap test", SIGN: "sign test where all questions moved by the same"}
 
 
 def _accuracy(label: str, scores: Scores, reference: Scores, graded: bool) -> Accuracy:
     for key, score in scores.items():
         if not 0.0 <= score <= 1.0:  # NaN too
             raise ValueError(f"the score of {label} on {key} is {score}; it must be in [0, 1]")
-    both = [key for key in scores if key in reference]
-    is_binary = not graded and all(score in (0.0, 1.0) for of in (scores, reference) for score in of.values())
-    own, interval = _interval(list(scores.values()), is_binary)
-    found = Accuracy(own.value, own.low or 0.0, 1.0 if own.high is None else own.high, own.n, interval=interval, paired=len(both))
-    if not both:
+    before, after = shared(reference, scores)
+    kind = kind_of("graded" if graded else "answers", "higher", scores.values(), reference.values())
+    own, interval = _interval(list(scores.values()), kind == "answers")
+    found = Accuracy(own.value, own.low or 0.0, 1.0 if own.high is None else own.high, own.n, interval=interval, paired=len(before))
+    if not before:
         return found
-    before, after = [reference[key] for key in both], [scores[key] for key in both]
-    return _tested(found, before, after) if is_binary else _resampled(found, before, after)
+    of = paired(before, after, kind)
+    return replace(
+        found, difference=of.difference, difference_low=of.low, difference_high=of.high, p=of.p, p_adjusted=of.p, test=of.test
+    )  # fmt: skip
 
 
 def _interval(scores: Sequence[float], is_binary: bool) -> tuple[Interval, str]:
@@ -179,24 +181,6 @@ def _interval(scores: Sequence[float], is_binary: bool) -> tuple[Interval, str]:
     found = mean_interval(scores)
     low, high = found.low, found.high
     return replace(found, low=None if low is None else max(0.0, low), high=None if high is None else min(1.0, high)), STUDENT
-
-
-def _tested(found: Accuracy, before: Sequence[float], after: Sequence[float]) -> Accuracy:
-    """Right or wrong on both sides."""
-    counts = [0, 0, 0, 0]  # both, only the baseline, only the method, neither
-    for a, b in zip(before, after, strict=True):
-        counts[(0 if b else 1) if a else (2 if b else 3)] += 1
-    change = newcombe_interval(*counts)
-    return _with(found, change.value, change.low, change.high, mcnemar(counts[1], counts[2]), MCNEMAR)
-
-
-def _resampled(found: Accuracy, before: Sequence[float], after: Sequence[float]) -> Accuracy:
-    change = paired_bootstrap(before, after)
-    return _with(found, change.difference, change.low, change.high, change.p, BOOTSTRAP)
-
-
-def _with(found: Accuracy, difference: float, low: float | None, high: float | None, p: float | None, test: str) -> Accuracy:
-    return replace(found, difference=difference, difference_low=low, difference_high=high, p=p, p_adjusted=p, test=test)
 
 
 def _counts(groups: Mapping[str, Mapping[str, Accuracy]]) -> str:

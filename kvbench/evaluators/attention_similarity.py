@@ -124,7 +124,9 @@ def _summary(records: MethodRecords) -> Summary:
         samples = {key: _mean(data[metric]) for key, data in records.items() if metric in data}
         if samples:
             fields[f"attention_{metric}"] = _mean([*samples.values()])
-            measured.append(Measured(f"attention_{metric}", fields[f"attention_{metric}"], "1", "paired", better, samples=samples))
+            measured.append(
+                Measured(f"attention_{metric}", fields[f"attention_{metric}"], "1", "paired", better, samples=samples, scoring="mean")
+            )
     if records:
         fields["attention_compared"] = next(iter(records.values()))["compared"]
     return Summary(fields, measured)

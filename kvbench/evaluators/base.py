@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kvbench.errors import UsageError
 from kvbench.figures import Figure
+from kvbench.measures.paired import Scoring
 from kvbench.parameters import build, param, parameters
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
@@ -60,6 +61,8 @@ class Measured:
         low, high: 95 % interval, if the evaluator gives one.
         samples: key → value of the raw repeats or per-sample scores.
         scale: ``log`` when ``samples`` are logarithms of ``value`` (perplexity and its NLL).
+        rounding: How far arithmetic alone may move the figure, on the scale of ``samples``; a smaller difference is none.
+        scoring: What ``samples`` are, which decides how they are tested (:mod:`kvbench.measures.paired`).
         read_path: How stored bytes were read while a clock ran (``fused``), empty for the reference path and where none ran.
     """
 
@@ -73,6 +76,8 @@ class Measured:
     high: float | None = None
     samples: Mapping[str, float] = field(default_factory=dict)
     scale: Literal["linear", "log"] = "linear"
+    scoring: Scoring = ""
+    rounding: float | None = None
     read_path: str = ""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -112,7 +112,7 @@ class Drift(Evaluator):
             fields |= {"drift_median_divergence": own.median_divergence(), "drift_same_after": own.survival(marks(self.tokens))}
         if repeated := own.repetitions():
             one = measured("drift_repetition", where, repeated, graded=True)
-            found.append(Measured(one.metric, one.value, "1", "paired", "lower", where, one.low, one.high, repeated))
+            found.append(replace(one, better="lower"))
         fields |= {m.metric: m.value for m in found}
         return Summary(fields, found)
 

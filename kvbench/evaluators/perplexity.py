@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.evaluators.points import parse_list
+from kvbench.measures.paired import paired, shared
+from kvbench.measures.rounding import is_within, rounding_of
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
-from kvbench.stats import ece, histogram_from_json, mean_interval, merge, paired_interval, quantile
+from kvbench.stats import ece, histogram_from_json, mean_interval, merge, quantile
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvbench.caches.cache import KVCache
     from kvbench.engine.protocol import Prompt
+    from kvbench.engine.rounding import Reshaped
     from kvbench.engine.session import Session
 
 PERCENTILES = {"kl_p50": 0.5, "kl_p90": 0.9, "kl_p99": 0.99, "kl_p999": 0.999}
@@ -89,11 +92,13 @@ class _Sample:
         self.hidden: dict[str, Tensor] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.prompt: Prompt | None = None
+        self.reshaped: Reshaped | None = None
+        self.again: dict[str, Tensor] = {}
+        """Hidden states of the first row's first targets where its tokens come in another shape."""
 
     def run(self) -> None:
-        if self.session.spec.protocol == "prefill":
-            self.context.method_started(BASELINE)
-            self.context.guard(BASELINE, self._prefill)
+        self.context.method_started(BASELINE)
+        self.context.guard(BASELINE, self._prefill)
         for group in self.session.groups(self.unit.methods, BASELINE, self.targets.numel()):
             for label in group:
                 if label not in self.hidden:
@@ -101,9 +106,16 @@ class _Sample:
                     self.context.guard(label, partial(self._continue, label))
             self._score([label for label in group if label in self.hidden])
             self.hidden = {BASELINE: self.hidden[BASELINE]}
+            self.again = {label: states for label, states in self.again.items() if label == BASELINE}
 
     def _prefill(self) -> None:
-        self.prompt = self.runner.prefill(self.tokens[:, : self.split], self.session.needs(self.unit.methods))
+        from kvbench.engine.rounding import is_walked_again, reshaped
+
+        needs = self.session.needs(self.unit.methods)
+        if self.session.spec.protocol == "prefill":
+            self.prompt = self.runner.prefill(self.tokens[:, : self.split], needs)
+        if is_walked_again(self.batch):
+            self.reshaped = reshaped(self.runner, self.tokens[:1], self.split, needs)
 
     def _continue(self, label: str) -> None:
         runner, method = self.runner, self.session.methods[label]
@@ -117,8 +129,11 @@ class _Sample:
             self.facts[label] = self._start_bytes(cache)
             hidden = runner.continuation(self.prompt, cache, self.targets)
             self.facts[label] |= self._end_bytes(cache)
-        self.hidden[label] = hidden
         self.facts[label]["seconds"] = time.perf_counter() - started
+        again = self.reshaped.hidden(method) if self.reshaped is not None else None
+        if again is not None:
+            self.again[label] = again
+        self.hidden[label] = hidden
 
     def _start_bytes(self, cache: KVCache) -> dict[str, Any]:
         """Bytes where the method has compressed, for one sequence: after the prompt, or at the end of a stream."""
@@ -144,15 +159,20 @@ class _Sample:
         from kvbench.engine.scoring import score
 
         scores = score(self.runner, {label: self.hidden[label] for label in labels}, self.targets, BASELINE)
+        again = self.reshaped.score(self.again, BASELINE) if self.reshaped is not None and BASELINE in self.again else {}
         for label in labels:
-            self.context.guard(label, partial(self._record, label, scores[label]))
+            self.context.guard(label, partial(self._record, label, scores[label], again.get(label)))
 
-    def _record(self, label: str, scores: Any) -> None:
+    def _record(self, label: str, scores: Any, again: Any) -> None:
+        from kvbench.engine.rounding import movement
+
         rows = len(self.tokens)
         reading = self.targets.shape[1] - (self.prompt is not None)  # the prompt itself predicts the first token
         for row in range(rows):
             data = {**scores.record(row), "tokens_read_compressed": reading, **self.facts[label]}
             data["seconds"] /= rows
+            if again is not None and row == 0:
+                data["rounding"] = movement(scores, again)
             key = str(self.batch * rows + row)
             self.context.record(label, f"{self.point}/{key}" if self.point else key, data)
 
@@ -180,8 +200,8 @@ def _over_points(points: Mapping[str, MethodRecords], reference: Mapping[str, Me
 def _summary(records: MethodRecords, reference: MethodRecords, is_baseline: bool) -> Summary:
     keys = sorted(records, key=int)
     total = {name: sum(records[k][name] for k in keys) for name in ("tokens", "nll", "kl", "agree", "tokens_read_compressed")}
-    nll = {k: records[k]["nll"] / records[k]["tokens"] for k in keys}
-    spread = mean_interval(list(nll.values()))
+    nll = _mean_nll({k: records[k] for k in keys})
+    spread, moved = mean_interval(list(nll.values())), rounding_of(records[k] for k in keys)
     fields: dict[str, Any] = {
         "samples": len(keys),
         "total_tokens": total["tokens"],
@@ -190,6 +210,7 @@ def _summary(records: MethodRecords, reference: MethodRecords, is_baseline: bool
         "perplexity": _exp(total["nll"] / total["tokens"]),
         "perplexity_low": _exp(spread.low),
         "perplexity_high": _exp(spread.high),
+        **(moved.fields if moved else {}),
         **({} if is_baseline else _against(records, reference, keys)),
         **_bytes(records, keys),
     }
@@ -205,23 +226,27 @@ def _exp(value: float | None) -> float | None:
 
 def _against(records: MethodRecords, reference: MethodRecords, keys: Sequence[str]) -> dict[str, Any]:
     """Change of perplexity on the samples that both have, with its paired interval."""
-    both = [k for k in keys if k in reference]
-    if not both:
+    base, own = shared(_mean_nll(reference), _mean_nll({k: records[k] for k in keys}))
+    if not base:
         return {}
-    own, base = ([r[k]["nll"] / r[k]["tokens"] for k in both] for r in (records, reference))
-    change = paired_interval(base, own)
-    before = math.exp(min(700.0, math.fsum(base) / len(both)))
-    percent = {name: None if v is None else 100 * math.expm1(min(v, 700.0)) for name, v in _bounds(change)}
+    change = paired(base, own, "loss")
+    before = math.exp(min(700.0, math.fsum(base) / len(base)))
     return {
-        "ppl_delta": before * percent["value"] / 100 if percent["value"] is not None else None,
-        "ppl_delta_pct": percent["value"],
-        "delta_low": percent["low"],
-        "delta_high": percent["high"],
+        "ppl_delta": before * math.expm1(min(change.difference, 700.0)),
+        "ppl_delta_pct": _percent(change.difference),
+        "delta_low": _percent(change.low),
+        "delta_high": _percent(change.high),
+        "within_rounding": is_within(change.difference, *(of.nll for of in map(rounding_of, (records.values(), reference.values())) if of)),
     }
 
 
-def _bounds(interval: Any) -> list[tuple[str, float | None]]:
-    return [("value", interval.value), ("low", interval.low), ("high", interval.high)]
+def _mean_nll(records: MethodRecords) -> dict[str, float]:
+    return {key: data["nll"] / data["tokens"] for key, data in records.items()}
+
+
+def _percent(change: float | None) -> float | None:
+    """A change of the NLL as one of perplexity."""
+    return None if change is None else 100 * math.expm1(min(change, 700.0))
 
 
 def _divergence(records: MethodRecords, keys: Sequence[str], total: Mapping[str, float]) -> dict[str, Any]:
@@ -272,14 +297,26 @@ def _measured(
     per_sample = {name: {k: records[k][name] / records[k]["tokens"] for k in keys} for name in ("kl", "agree")}
     low, high = fields["perplexity_low"], fields["perplexity_high"]
     found = [
-        Measured("perplexity", fields["perplexity"], "1", "paired", "lower", "", low, high, nll, "log"),
-        Measured("ece", fields["ece"], "1", "paired", "lower", samples={k: _ece(records, [k]) for k in keys}),
+        Measured("perplexity", fields["perplexity"], "1", "paired", "lower", "", low, high, nll, "log", "mean", fields.get("rounding_nll")),
+        Measured("ece", fields["ece"], "1", "paired", "lower", samples={k: _ece(records, [k]) for k in keys}, scoring="mean"),
         Measured("stored_bytes", fields["stored_bytes"], "bytes", "exact", "lower"),
         Measured("compression_factor", fields["compression_factor"], "1", "exact", "higher"),
     ]
     if not is_baseline:
         found[1:1] = [
-            Measured("kl_mean", fields["kl"], "nats", "paired", "lower", "", fields["kl_low"], fields["kl_high"], per_sample["kl"]),
-            Measured("top1_agreement", fields["top1"], "1", "paired", "higher", samples=per_sample["agree"]),
+            Measured(
+                "kl_mean",
+                fields["kl"],
+                "nats",
+                "paired",
+                "lower",
+                "",
+                fields["kl_low"],
+                fields["kl_high"],
+                per_sample["kl"],
+                scoring="mean",
+                rounding=fields.get("rounding_kl"),
+            ),
+            Measured("top1_agreement", fields["top1"], "1", "paired", "higher", samples=per_sample["agree"], scoring="mean"),
         ]
     return found

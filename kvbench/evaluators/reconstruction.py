@@ -167,7 +167,7 @@ def _summary(records: Mapping[str, Mapping[str, Any]]) -> Summary:
         name = f"reconstruction_{side}_cosine"
         each = {key: losses.means([data], side, "all") for key, data in read.items()}
         samples = {key: found.loss.cosine for key, found in each.items() if found is not None}
-        measured.append(Measured(name, fields[name], "1", "paired", "higher", samples=samples))
+        measured.append(Measured(name, fields[name], "1", "paired", "higher", samples=samples, scoring="mean"))
     return Summary(fields, measured)
 
 

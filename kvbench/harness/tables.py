@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvbench.evaluators.accuracy import ALPHA, MARK, Accuracy, accuracies, cells, corrected, measured, table
+from kvbench.evaluators.accuracy import MARK, Accuracy, accuracies, cells, corrected, measured, table
 from kvbench.evaluators.base import Better, Measured, MethodRecords, Summary
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed, signed
 from kvbench.harness.scores import Columns, Metric, columns, main_metric, total_bytes
-from kvbench.stats import PairedTest, holm, mean_interval, paired_test
+from kvbench.measures.paired import ALPHA, Paired, Scoring, kind_of, paired, shared
+from kvbench.stats import holm, mean_interval
 
 TITLE = "Tasks of lm-evaluation-harness through the compressed cache"
 
@@ -117,9 +118,10 @@ class TaskScores:
         marks = dict(zip((place for place, test in tests.items() if test.p is not None), adjusted, strict=True))
         for (label, place), test in tests.items():
             by_label[label][place] = _change(test) + (MARK if marks.get((label, place), 1.0) < ALPHA else "")
+        names = ", ".join(dict.fromkeys(test.test for test in tests.values() if test.test)) or "none"
         notes = [
-            "Δ: method − baseline, mean over the questions that both have [paired 95 % t interval]",
-            f"{MARK}: p < {ALPHA}, paired t test, corrected by Holm (1979) over the {len(marks)} tests of this table",
+            f"Δ: method − baseline, mean over the questions that both have [95 % interval of the same test: {names}]",
+            f"{MARK}: p < {ALPHA}, corrected by Holm (1979) over the {len(marks)} tests of this table",
             "without Δ: the harness's own aggregate of all answers, which is no mean over questions",
         ]
         return Table(f"{self.name}_figures", "Metrics that are no accuracies", headings, list(by_label.values()), notes=notes)
@@ -166,8 +168,9 @@ def _measured(found: Columns, axis: str, where: str) -> list[Measured]:
                 every.append(measured(name, point, metric.values))
             elif metric.values:
                 spread = mean_interval(list(metric.values.values()))
-                better: Better = "lower" if metric.is_lower_better else "higher"
-                every.append(Measured(name, spread.value, "1", "paired", better, point, spread.low, spread.high, dict(metric.values)))
+                every.append(
+                    Measured(name, spread.value, "1", "paired", _better(metric), point, spread.low, spread.high, dict(metric.values))
+                )
     return every
 
 
@@ -175,12 +178,20 @@ def _title(name: str) -> str:
     return Metric(name).title
 
 
-def _paired(base: Metric | None, own: Metric) -> PairedTest | None:
-    both = [key for key in own.values if base is not None and key in base.values]
-    return paired_test([base.values[key] for key in both], [own.values[key] for key in both]) if base is not None and both else None
+def _paired(base: Metric | None, own: Metric) -> Paired | None:
+    """By the rule that ``compare`` has for what :func:`_measured` gives it."""
+    before, after = shared(base.values if base else {}, own.values)
+    if base is None or not before:
+        return None
+    scoring: Scoring = "answers" if base.is_share or own.is_share else ""
+    return paired(before, after, kind_of(scoring, _better(own), base.values.values(), own.values.values()))
 
 
-def _change(test: PairedTest) -> str:
+def _better(metric: Metric) -> Better:
+    return "lower" if metric.is_lower_better else "higher"
+
+
+def _change(test: Paired) -> str:
     bounds = "" if test.low is None or test.high is None else f" [{signed(test.low, 3)}, {signed(test.high, 3)}]"
     return signed(test.difference, 3) + bounds
 

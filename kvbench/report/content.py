@@ -10,7 +10,7 @@ from kvbench import factors, results
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed
 from kvbench.report.facts import facts_of
-from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing
+from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes
 from kvbench.report.question import command_of
 from kvbench.state import RunState
 from kvbench.summary import Row, evaluators_of, figures, rows
@@ -18,6 +18,7 @@ from kvbench.summary import Row, evaluators_of, figures, rows
 MORE = (
     ("NLL", "avg_nll", 4), ("PPL low", "perplexity_low", 2), ("PPL high", "perplexity_high", 2), ("KL p50", "kl_p50", 4),
     ("KL p90", "kl_p90", 4), ("KL p99", "kl_p99", 4), ("KL max", "kl_max", 3), ("ECE", "ece", 4),
+    ("rounding NLL", "rounding_nll", 6), ("rounding KL", "rounding_kl", 6), ("most moved token", "rounding_nll_max", 4),
     ("tokens", "total_tokens", 0), ("read compressed", "tokens_read_compressed", 0), ("factor at end", "compression_factor_end", 2),
 )  # fmt: skip
 """Heading, field and decimals of what the main table has no room for."""
@@ -63,7 +64,7 @@ def build(result: Mapping[str, Any]) -> Report:
     state = results.to_state(result)
     found = rows(state)
     sections = [
-        Section("Methods", [main_table(found), *_more(result)], budget_notes(found), points=_points(found)),
+        Section("Methods", [main_table(found), *_more(result)], [*rounding_notes(found), *budget_notes(found)], points=_points(found)),
         *_evaluators(state),
         Section("Published figures", _published(result)),
         Section("Audit", _audit(result)),
@@ -83,6 +84,8 @@ def _more(result: Mapping[str, Any]) -> list[Table]:
         return []
     body = [[row["method"], *(_number(row.get(key), decimals) for _, key, decimals in shown)] for row in result["results"]]
     notes = ["NLL and KL in nats per token; KL percentiles over all scored tokens; low and high are 95 % over samples."]
+    if any(key == "rounding_nll" for _, key, _ in shown):
+        notes.append("rounding: how far the same tokens in another shape move NLL and KL, means and the most moved token's NLL")
     return [Table("more", "Likelihood in detail", ["method", *(heading for heading, _, _ in shown)], body, notes=[*notes, *_of(result)])]
 
 

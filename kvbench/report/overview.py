@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from kvbench import factors
 from kvbench.budgets import is_met
 from kvbench.figures import Table
-from kvbench.formats import MIB, NONE, TIMES, duration, fixed, signed, size
+from kvbench.formats import MIB, NONE, TIMES, duration, fixed, is_symmetric, signed, size
 from kvbench.shape import Shape, cache_bytes_per_token
 from kvbench.state import RunState
 from kvbench.summary import Row, evaluators_of
 
 CELL = 6
 """Characters of a figure beyond which it gives up decimals."""
+WITHIN = "~"
+"""Behind a change that rounding alone could make."""
+_LEAST = 0.001
 ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -44,8 +47,9 @@ def _columns(found: Sequence[Row]) -> list[Column]:
     names = {row.memory_name for row in found if row.memory_name}
     return [
         Column("method", lambda r: r.label),
-        Column("PPL\n± 95 %", _perplexity),
+        Column("PPL\n± or [95 %]", _perplexity),
         Column("ΔPPL %\n[95 % interval]", _delta),
+        Column("rounding\nPPL %", _rounding),
         Column("KL", lambda r: _text(r.kl, 4)),
         Column("top-1\n%", lambda r: _text(r.top1, 1, 100)),
         *(_headline(name) for name in dict.fromkeys(name for row in found for name in row.headline)),
@@ -72,15 +76,32 @@ def _perplexity(row: Row) -> str | None:
         return None
     if row.perplexity_low is None or row.perplexity_high is None:
         return fixed(row.perplexity, 2, CELL)
-    return f"{fixed(row.perplexity, 2, CELL)} ± {fixed((row.perplexity_high - row.perplexity_low) / 2, 2, CELL - 1)}"
+    if is_symmetric(row.perplexity, row.perplexity_low, row.perplexity_high):
+        return f"{fixed(row.perplexity, 2, CELL)} ± {fixed((row.perplexity_high - row.perplexity_low) / 2, 2, CELL - 1)}"
+    return f"{fixed(row.perplexity, 2, CELL)} [{fixed(row.perplexity_low, 2, CELL)}, {fixed(row.perplexity_high, 2, CELL)}]"
 
 
 def _delta(row: Row) -> str | None:
     if row.delta_pct is None:
         return None
+    mark = f" {WITHIN}" if row.within_rounding else ""
     if row.delta_low is None or row.delta_high is None:
-        return signed(row.delta_pct, 2, CELL)
-    return f"{signed(row.delta_pct, 2, CELL)} [{signed(row.delta_low, 2, CELL)}, {signed(row.delta_high, 2, CELL)}]"
+        return signed(row.delta_pct, 2, CELL) + mark
+    return f"{signed(row.delta_pct, 2, CELL)} [{signed(row.delta_low, 2, CELL)}, {signed(row.delta_high, 2, CELL)}]{mark}"
+
+
+def _rounding(row: Row) -> str | None:
+    """What arithmetic alone does to perplexity, in %."""
+    if row.rounding_pct is None:
+        return None
+    return fixed(row.rounding_pct, 3, CELL) if row.rounding_pct >= _LEAST or row.rounding_pct == 0 else f"<{_LEAST}"
+
+
+def rounding_notes(found: Sequence[Row]) -> list[str]:
+    """What the mark means, where a row has it."""
+    if not any(row.within_rounding for row in found):
+        return []
+    return [f"{WITHIN}: smaller than what rounding alone does to perplexity when the same tokens go through in another shape"]
 
 
 def _speed(row: Row) -> str | None:

@@ -10,8 +10,8 @@ from itertools import product
 from kvbench.evaluators.base import BASELINE, Better, Measured, Summary
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE, TIMES, fixed, signed
+from kvbench.measures.paired import paired, shared
 from kvbench.spec import ParamValue, RunSpec, SweepSpec, format_value
-from kvbench.stats import paired_interval
 
 Summaries = Mapping[str, Mapping[str, Summary]]
 At = tuple[ParamValue | None, ...]
@@ -153,11 +153,11 @@ def _cells(
 
 def _change(base: Measured, own: Measured) -> Cell | None:
     """Change of perplexity in %, from the samples that both have."""
-    both = [key for key in base.samples if key in own.samples]
-    if not both or own.scale != "log":
+    before, after = shared(base.samples, own.samples)
+    if not before or own.scale != "log":
         return None
-    change = paired_interval([base.samples[k] for k in both], [own.samples[k] for k in both])
-    value, low, high = (None if v is None else 100 * math.expm1(min(v, 700.0)) for v in (change.value, change.low, change.high))
+    change = paired(before, after, "loss")
+    value, low, high = (None if v is None else 100 * math.expm1(min(v, 700.0)) for v in (change.difference, change.low, change.high))
     return None if value is None else Cell(value, low, high)
 
 

@@ -77,6 +77,7 @@ def _figures(row: Row, palette: Palette, width: int) -> Text | None:
     pairs = [
         ("perplexity", fixed(row.perplexity, 3), _interval(row.perplexity_low, row.perplexity_high, ""), row.perplexity),
         ("ΔPPL", f"{signed(row.delta_pct, 2)} %", _interval(row.delta_low, row.delta_high, "+"), row.delta_pct),
+        ("rounding", f"{fixed(row.rounding_pct, 3)} %", _rounded(row), row.rounding_pct),
         ("TTFT", f"{fixed((row.ttft_s or 0) * 1000, 1)} ms", "", row.ttft_s),
         ("decode", f"{fixed(row.tokens_per_s, 1)} tok/s", _path(row), row.other_read_path or row.roofline_fraction),
         (
@@ -105,6 +106,12 @@ def _figures(row: Row, palette: Palette, width: int) -> Text | None:
 def _path(row: Row) -> str:
     """How stored bytes were read while the clock ran."""
     return f"{row.read_path} path" + (", not the baseline's" if row.other_read_path else "")
+
+
+def _rounded(row: Row) -> str:
+    """What rounding alone moves, and whether the change is more than that."""
+    found = "of perplexity" if row.rounding_kl is None else f"of perplexity, KL {row.rounding_kl:.1g}"
+    return f"{found}; ΔPPL is less" if row.within_rounding else found
 
 
 def _interval(low: float | None, high: float | None, sign: str) -> str:
