@@ -389,3 +389,18 @@ def test_a_sentencepiece_vocabulary_is_read(llama: Any, tmp_path: Path) -> None:
     assert read.convert_ids_to_tokens(read("ab a").input_ids) == ["<s>", "▁ab", "▁a"]  # llama.cpp adds BOS unless told otherwise
     assert read.convert_ids_to_tokens(read("é", add_special_tokens=False).input_ids) == ["▁", "<0xC3>", "<0xA9>"]
     assert read.decode(read("ab a é").input_ids, skip_special_tokens=True) == "ab a é"
+
+
+def test_a_run_is_refused_from_the_header_before_it_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
+    model_type, changes = CASES["gemma3"]
+    file = write_gguf(tiny(model_type, **changes), tmp_path / "a.gguf")
+    for flags in (["--output-dir", str(tmp_path / "runs")], ["--dry-run"]):
+        command = [sys.executable, "-X", "importtime", "-m", "kvbench", "run", "--model", str(file), "--methods", "snapkv", *flags]
+        asked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert asked.returncode == 3
+        assert "rotate keys differently" in asked.stderr
+        assert " torch\n" not in asked.stderr
+    assert not (tmp_path / "runs").exists()

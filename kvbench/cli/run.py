@@ -18,6 +18,7 @@ from kvbench.displays.streams import put, talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder, find_run
 from kvbench.errors import ExitCode, UsageError
+from kvbench.gguf.early import refuse_early
 from kvbench.spec import RunSpec
 
 WITH_RESUME = frozenset({"resume", "display", "output", "output_dir"})
@@ -59,6 +60,7 @@ def carry_out(ctx: click.Context, flags: dict[str, Any], ask: Callable[[dict[str
     spec = ask(flags)
     for note in spec.notes:
         talk(note)
+    refuse_early(spec.model)
     if dry_run:
         from kvbench.cli.preview import preview
 
