@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from kvbench.errors import UsageError
 from kvbench.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -28,11 +29,18 @@ def make_cache(
     cache_dtype: torch.dtype | None = None,
     calibration_tokens: torch.Tensor | None = None,
     seed: int = 0,
+    prompt_tokens: int | None = None,
+    later: Literal["refuse", "append"] = "refuse",
 ) -> KVCache:
     """An empty cache for ``model.generate(..., past_key_values=cache)`` or for ``model(...)``.
 
     The model's attention function is set to kvbench's, which serves other caches as before.
     A cache serves one batch of sequences once; left-padded batches need their ``attention_mask``.
+
+    The first forward is the prompt, which is compressed after its own attention; the tokens after it come one at a time.
+    ``generate(prefill_chunk_size=...)`` gives the cache that the whole prompt gives. Of two turns the second prompt
+    would not be compressed with the first, so several tokens at once after the prompt are refused unless ``later`` says
+    otherwise; the baseline, which stores all as it is, takes them.
 
     Args:
         model: A decoder-only ``transformers`` model with standard grouped-query attention.
@@ -43,6 +51,10 @@ def make_cache(
         calibration_tokens: Text ``[n]`` for methods that need a basis, all of which is used; ``None`` takes the embedded
             language reference through the model's own tokenizer.
         seed: Seed of methods that draw.
+        prompt_tokens: Length of a prompt that several forwards of your own bring, piece by piece; it is held uncompressed
+            until then. ``None``: the first forward is all of it.
+        later: ``append`` stores several tokens in one forward after the prompt as if each were decoded, exactly as one at
+            a time: to score a given continuation, or for methods that go on compressing.
 
     Raises:
         UnknownName, UsageError: the method or a parameter does not exist or does not fit the model.
@@ -62,7 +74,9 @@ def make_cache(
     use_kvbench_attention(model)
     geometry = Geometry.of(model)
     artefacts = _artefacts(model, geometry, method, calibration_tokens)
-    return build_cache(method, geometry, CacheOptions(cache_dtype, seed=seed), artefacts)
+    if prompt_tokens is not None and prompt_tokens < 1:
+        raise UsageError(f"prompt_tokens={prompt_tokens}; a prompt has at least one token")
+    return build_cache(method, geometry, CacheOptions(cache_dtype, seed=seed, prompt_tokens=prompt_tokens, later=later), artefacts)
 
 
 def _artefacts(model: Any, geometry: Geometry, method: Method, tokens: torch.Tensor | None) -> Artefacts:
@@ -94,7 +108,6 @@ def _checked(tokens: torch.Tensor, rows: int) -> torch.Tensor:
     Raises:
         UsageError: no text. CorpusError: an id beyond the model's embeddings.
     """
-    from kvbench.errors import UsageError
     from kvbench.tokens import check_ids
 
     if tokens.ndim != 1 or not len(tokens) or tokens.is_floating_point() or int(tokens.min()) < 0:
@@ -105,8 +118,6 @@ def _checked(tokens: torch.Tensor, rows: int) -> torch.Tensor:
 
 def _tokenizer_of(model: Any) -> Any:
     from transformers import AutoTokenizer
-
-    from kvbench.errors import UsageError
 
     try:
         return AutoTokenizer.from_pretrained(model.name_or_path)

@@ -118,6 +118,78 @@ def test_a_padded_row_gives_what_it_gives_alone(model: Any, prompt: torch.Tensor
     assert torch.equal(tokens[1, 96:], alone[0, 66:])
 
 
+PIECES = ("snapkv:window=16", "expected_attention", "h2o", "kivi:bits=2,group=16,residual=32", "adakv:window=16", "baseline")
+
+
+@pytest.mark.parametrize(("method", "chunk"), [*((m, 32) for m in PIECES), ("snapkv:window=16", 95), ("tova:decode=hold", 1)])
+def test_a_prompt_in_pieces_is_compressed_as_one_that_came_whole(
+    method: str, chunk: int, prompt: torch.Tensor, tiny_model: Callable[..., Any]
+) -> None:
+    model = tiny_model("llama", torch.float64)
+    whole, pieces, own = (cache_of(model, method) for _ in range(3))
+    tokens, logits = generate(model, prompt, past_key_values=whole)
+    again, same = generate(model, prompt, past_key_values=pieces, prefill_chunk_size=chunk)
+    assert torch.equal(again, tokens)
+    torch.testing.assert_close(same, logits, rtol=0, atol=1e-6)  # generate hands logits out in float32
+    assert pieces.ledger().stored == whole.ledger().stored
+    own = kvbench.make_cache(model, method, prompt_tokens=96)
+    for piece in prompt.split(chunk, 1):
+        last = model(piece, past_key_values=own).logits[:, -1]
+    torch.testing.assert_close(last.float(), logits[0], rtol=0, atol=1e-6)
+    once = kvbench.make_cache(model, method)
+    model(prompt, past_key_values=once)
+    assert own.ledger().stored == once.ledger().stored
+    assert own.keys_held() == once.keys_held()
+
+
+def test_an_open_prompt_is_counted_and_ends_where_it_was_said_to(prompt: torch.Tensor, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama")
+    cache, dense = kvbench.make_cache(model, "knorm", prompt_tokens=90), kvbench.make_cache(model, "baseline")
+    for one in (cache, dense):
+        model(prompt[:, :64], past_key_values=one)
+    assert cache.ledger().stored >= dense.ledger().stored
+    assert cache.keys_held() == dense.keys_held()
+    with pytest.raises(UsageError, match="96 tokens have come of a prompt of 90"):
+        model(prompt[:, 64:], past_key_values=cache)
+    with pytest.raises(UsageError, match="prompt_tokens=0"):
+        kvbench.make_cache(model, "knorm", prompt_tokens=0)
+
+
+def test_a_padded_prompt_in_pieces_is_refused(prompt: torch.Tensor, tiny_model: Callable[..., Any]) -> None:
+    model, mask = tiny_model("llama"), torch.ones_like(prompt)
+    mask[1, :40] = 0
+    with pytest.raises(UsageError, match="in pieces"):
+        generate(model, prompt, attention_mask=mask, past_key_values=cache_of(model, "knorm"), prefill_chunk_size=32)
+
+
+def test_several_tokens_after_the_prompt_are_refused_unless_asked_for(prompt: torch.Tensor, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama", torch.float64)
+    cache = cache_of(model, "snapkv:window=16")
+    first, _ = generate(model, prompt, past_key_values=cache)
+    before = cache.ledger().stored
+    with pytest.raises(UsageError, match="in one forward after the prompt"):
+        generate(model, torch.cat((first, prompt[:, :5]), 1), past_key_values=cache)
+    assert cache.ledger().stored == before
+    whole, single = (kvbench.make_cache(model, "snapkv:window=16", later="append") for _ in range(2))
+    for one in (whole, single):
+        model(prompt, past_key_values=one)
+    out = model(prompt[:, :7], past_key_values=whole).logits[:, -1]
+    for i in range(7):
+        last = model(prompt[:, i : i + 1], past_key_values=single).logits[:, -1]
+    torch.testing.assert_close(out, last, rtol=0, atol=1e-10)
+
+
+def test_the_baseline_goes_on_over_turns(prompt: torch.Tensor, tiny_model: Callable[..., Any]) -> None:
+    from transformers import DynamicCache
+
+    model = tiny_model("llama", torch.float64)
+    found = []
+    for cache in (cache_of(model, "baseline"), DynamicCache()):
+        first, _ = generate(model, prompt, past_key_values=cache)
+        found.append(generate(model, torch.cat((first, prompt[:, :5]), 1), past_key_values=cache)[0])
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("method", "error", "says"),
     [

@@ -148,6 +148,8 @@ class CacheOptions:
     context: int | None = None
     chunk_size: int = 1
     seed: int = 0
+    prompt_tokens: int | None = None
+    later: Literal["append", "refuse"] = "append"
 
 
 def build_cache(method: Method, geometry: Geometry, options: CacheOptions, artefacts: Artefacts) -> KVCache:
@@ -169,6 +171,8 @@ def build_cache(method: Method, geometry: Geometry, options: CacheOptions, artef
             rope=geometry.rope,
             artefacts={name: tensors[index] for name, tensors in artefacts.items()},
             module=geometry.modules[index] if geometry.modules else None,
+            prompt_tokens=options.prompt_tokens,
+            later=options.later,
         )
         make = partial(method.layer, context)
         layer = make()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from transformers.modeling_utils import AttentionInterface
 ATTENTION = "kvbench"
 """Name of kvbench's attention function; holds neither ``sdpa`` nor ``flex_attention``, which are special-cased."""
 
-__all__ = ["ATTENTION", "AnyLayer", "Cache", "OwnLength", "query_length", "register"]
+__all__ = ["ATTENTION", "AnyLayer", "Cache", "OwnLength", "prompt_in_pieces", "query_length", "register"]
 
 
 class AnyLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -42,6 +44,21 @@ def query_length(argument: int | Tensor) -> int:
 
 class OwnLength(int):
     """Number of keys, from a layer of kvbench's: it sees to padding itself, and nothing need be asked of the device."""
+
+
+def prompt_in_pieces() -> int | None:
+    """Tokens of the whole prompt that ``generate`` is reading with ``prefill_chunk_size`` right now; ``None`` outside of that.
+
+    No argument of a forward says that a prompt goes on, and its last piece may be one token, as a decoded one is. Both
+    versions read a prompt in ``GenerationMixin._prefill(input_ids, generation_config, ...)``.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_prefill" and frame.f_globals.get("__name__") == "transformers.generation.utils":
+            ids, config = frame.f_locals.get("input_ids"), frame.f_locals.get("generation_config")
+            return None if ids is None or getattr(config, "prefill_chunk_size", None) is None else int(ids.shape[-1])
+        frame = frame.f_back
+    return None
 
 
 def _padding_only(*_: Any, attention_mask: Tensor | None = None, kv_length: int = 0, kv_offset: int = 0, **sizes: Any) -> Tensor | None:

@@ -25,6 +25,10 @@ class DenseLayer(LayerCache):
     def length(self) -> int:
         return self.keys_store.length
 
+    @property
+    def goes_on(self) -> bool:
+        return type(self) is DenseLayer
+
     def compress(self, prompt: TokenView) -> None:
         self.append(prompt.keys, prompt.values)
 

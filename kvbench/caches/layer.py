@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from kvbench.caches.attend import causal
 from kvbench.caches.buffers import scatter_tokens
-from kvbench.caches.compat import AnyLayer, OwnLength, query_length
+from kvbench.caches.compat import AnyLayer, OwnLength, prompt_in_pieces, query_length
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
+from kvbench.caches.prompts import OpenPrompt, refused
 from kvbench.caches.rope import Rope
 from kvbench.caches.stores import Store
+from kvbench.errors import UsageError
 
 TAG = "_kvbench_layer"
 """Attribute by which the fresh keys of a forward name the layer that stores them."""
@@ -43,6 +45,8 @@ class LayerContext:
         rope: The model's rotary embedding, or ``None``.
         artefacts: Calibrated tensors by name, for this layer.
         module: The model's attention module of this layer, where there is a model.
+        prompt_tokens: Length of a prompt that comes in several forwards; ``None`` where the first forward is all of it.
+        later: Several tokens in one forward after the prompt are stored as decoded ones are (``append``), or refused.
     """
 
     index: int
@@ -58,6 +62,8 @@ class LayerContext:
     rope: Rope | None = None
     artefacts: Mapping[str, Tensor] = field(default_factory=dict)
     module: nn.Module | None = None
+    prompt_tokens: int | None = None
+    later: Literal["append", "refuse"] = "append"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LayerContext:
         """A copy of a layer stands where the layer does, in the same model."""
@@ -170,6 +176,8 @@ class LayerCache(TaggedLayer):
         self.observer: Observer | None = None
         self.hidden: Tensor | None = None
         """What the attention module was given for the tokens at hand, ``[B, n, hidden]``; only while they pass, and if ``needs`` ask."""
+        self.open: OpenPrompt | None = None
+        """A prompt of which more is to come."""
         self.make: Callable[[], LayerCache] | None = None
         """Makes an empty layer like this one; set by the cache, used for rows of different lengths."""
         self.rows: list[LayerCache] = []
@@ -232,8 +240,15 @@ class LayerCache(TaggedLayer):
     def length(self) -> int:
         """Tokens held now, in each KV head."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether later tokens of a prompt find all before them as they came, so that pieces give what the whole gives."""
+        return False
+
     def held(self) -> int:
         """Keys held now, over rows and KV heads that hold them apart."""
+        if self.open is not None:
+            return self.seen * self.context.kv_heads * self.batch
         return sum(row.held() for row in self.rows) if self.rows else self.length * self.context.kv_heads * self.batch
 
     def artefacts(self) -> Iterator[Part]:
@@ -262,11 +277,28 @@ class LayerCache(TaggedLayer):
     def _forward(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None) -> Tensor:
         if self.rows or (self.seen == 0 and padding is not None and not bool(padding.all())):
             return self._forward_rows(q, k, v, scaling, padding)
-        if self.seen == 0 and self.context.protocol == "prefill":
-            out = causal(q, k, v, scaling)
+        if self.context.protocol == "prefill" and (self.seen == 0 or self.open is not None):
+            return self._read_prompt(q, k, v)
+        if q.shape[2] > 1 and self.context.later == "refuse" and not self.goes_on:
+            raise refused(q.shape[2])
+        return self.extend(q, k, v)
+
+    def _read_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A prompt's own attention; it is compressed when all of it has come."""
+        if self.open is None and not self.goes_on:
+            tokens = self.context.prompt_tokens or (prompt_in_pieces() if self.context.later == "refuse" else None)
+            if tokens is not None and tokens != q.shape[2]:
+                self.open = OpenPrompt(tokens, self._new_observer(), k.dtype)
+        if self.open is None:
+            out = causal(q, k, v, self.scaling)
             self.adopt(self.view_of(q, k, v))
             return out
-        return self.extend(q, k, v)
+        out = self.open.add(q, k, v, self.scaling, self.hidden)
+        self.seen, self.batch = self.seen + q.shape[2], q.shape[0]
+        if self.open.complete:
+            prompt, self.open = self.open, None
+            self.adopt(prompt_view(prompt.keys.view(), prompt.values.view(), self.scaling, prompt.observer, self.context))
+        return out
 
     def _forward_rows(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None) -> Tensor:
         """A left-padded batch: each row has a layer of its own, so it gives just what it gives alone."""
@@ -275,6 +307,8 @@ class LayerCache(TaggedLayer):
         if not self.rows:
             if padding is None or self.make is None:
                 raise ValueError("a left-padded batch needs a cache from kvbench.make_cache and its attention mask")
+            if self.context.prompt_tokens or (self.context.later == "refuse" and prompt_in_pieces() not in (None, q.shape[2])):
+                raise UsageError("a left-padded batch cannot come in pieces", hint="leave prefill_chunk_size and prompt_tokens out")
             self.rows = [self.make() for _ in skips]
             self.join_rows()
             skips = (padding.shape[1] - padding.sum(1)).tolist()
@@ -287,9 +321,12 @@ class LayerCache(TaggedLayer):
 
     def view_of(self, q: Tensor, k: Tensor, v: Tensor) -> TokenView:
         """A prompt as ``compress`` is given it."""
-        observer = Observer(self.needs, self.scaling, self.context.rope, self.context.artefacts)
+        observer = self._new_observer()
         observer.follow(q, k, 0, self.hidden)
         return prompt_view(k, v, self.scaling, observer, self.context)
+
+    def _new_observer(self) -> Observer:
+        return Observer(self.needs, self.scaling, self.context.rope, self.context.artefacts)
 
     def adopt(self, prompt: TokenView) -> None:
         """Compress a prompt that was prefilled here or for many methods at once."""
@@ -300,7 +337,7 @@ class LayerCache(TaggedLayer):
     def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Fresh tokens through the cache, block by block; exactly what one at a time would give."""
         if self.observer is None and self.context.protocol == "streaming" and self.needs.any:
-            self.observer = Observer(self.needs, self.scaling, self.context.rope, self.context.artefacts)
+            self.observer = self._new_observer()
         self.batch = q.shape[0]
         total, done, outs, hidden = q.shape[2], 0, [], self.hidden
         while done < total:
@@ -333,7 +370,7 @@ class LayerCache(TaggedLayer):
         """What is stored and what is followed, for all rows."""
         for row in self.rows:
             yield from row.all_parts()
-        yield from self.parts()
+        yield from self.parts() if self.open is None else self.open.parts()
         if self.observer is not None:
             yield from self.observer.parts()
 
