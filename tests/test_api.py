@@ -179,6 +179,15 @@ def test_several_tokens_after_the_prompt_are_refused_unless_asked_for(prompt: to
     torch.testing.assert_close(out, last, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["expected_attention", "expected_attention:decode=hold,interval=2", "adakv:score_by=expected_attention"])
+def test_a_prompt_of_sinks_alone_is_taken(method: str, prompt: torch.Tensor, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("llama", torch.float64)
+    for length in range(1, 9):
+        tokens, logits = generate(model, prompt[:, :length], past_key_values=cache_of(model, method))
+        assert tokens.shape == (2, length + NEW)
+        assert logits.isfinite().all()
+
+
 def test_the_baseline_goes_on_over_turns(prompt: torch.Tensor, tiny_model: Callable[..., Any]) -> None:
     from transformers import DynamicCache
 

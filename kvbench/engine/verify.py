@@ -26,6 +26,8 @@ from kvbench.shape import shape_of
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 from kvbench.weights import silent
 
+TINY = (1, 3, 5)
+"""Prompts shorter than any window, residual or number of sinks, in tokens."""
 LIMIT = 1e-10
 """Largest difference of final hidden states, float64."""
 Stage = Callable[[str, int, int], None]
@@ -83,7 +85,7 @@ def conformance(method: Method, family: str, sizes: Sizes) -> list[Check]:
     bench = _Bench(method, family, sizes)
     ways: list[tuple[str, int]] = [("prefill", 1), ("streaming", 1), ("streaming", 7)]
     found = [bench.blocks(protocol, chunk) for protocol, chunk in ways if protocol in method.protocols]
-    return [*found, bench.batch_row(), bench.padded_row(), bench.together(), bench.generates(), bench.ledger()]
+    return [*found, bench.batch_row(), bench.padded_row(), bench.together(), bench.generates(), bench.tiny(), bench.ledger()]
 
 
 class _Bench:
@@ -189,6 +191,19 @@ class _Bench:
             hook.remove()
         hidden, _ = self.scored(runner, tokens)
         return self.check("model.generate = scored path", hidden, torch.cat(states, 1), f"hidden states of {new} greedy tokens")
+
+    def tiny(self) -> Check:
+        """A few tokens after prompts of hardly any."""
+        runner, name, worst = self.runner(), f"block = token by token, tiny prompts ({self.family})", 0.0
+        for split in TINY:
+            fresh = self.tokens[:, split : split + 5]
+            try:
+                prompt = runner.prefill(self.tokens[:, :split], self.method.needs)
+                by = [runner.continuation(prompt, runner.compress(self.method, prompt), fresh, stepwise=way) for way in (False, True)]
+            except Exception as error:
+                return Check(name, False, f"{split} tokens: {type(error).__name__}", LIMIT, str(error) or "no message")
+            worst = max(worst, float((by[0] - by[1]).abs().nan_to_num(nan=torch.inf).max()))
+        return Check(name, worst <= LIMIT, worst, LIMIT, f"prompts of {', '.join(map(str, TINY))} tokens")
 
     def ledger(self) -> Check:
         _, cache = self.scored(self.runner(), self.tokens)

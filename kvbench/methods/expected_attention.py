@@ -45,6 +45,8 @@ class ExpectedAttention(Eviction):
         return Needs(moments=(self.n_sink,))
 
     def score(self, tokens: TokenView) -> Tensor:
+        if tokens.seen <= self.n_sink:  # no query to expect anything of, and nothing but sinks to score
+            return tokens.keys.new_full(tokens.keys.shape[:3], float("inf"), dtype=tokens.wide)
         logits = self._logits(tokens)  # [B, Hq, T]
         groups = logits.shape[1] // tokens.keys.shape[1]
         is_sink = tokens.positions < self.n_sink
