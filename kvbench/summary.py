@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -38,6 +38,8 @@ class Row:
         rounding_pct, rounding_kl: How far rounding alone moves perplexity, in %, and KL, in nats per token.
         within_rounding: Whether the change of perplexity is smaller than what rounding does to either row.
         kl_low, kl_high: 95 % interval over samples.
+        measured: Metric → its figure at the evaluator's first point, with the samples that tell rows apart; a main score's is called
+            ``headline:`` and its name.
     """
 
     label: str
@@ -74,6 +76,7 @@ class Row:
     within_rounding: bool = False
     kl_low: float | None = None
     kl_high: float | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict, compare=False, repr=False)
 
 
 @lru_cache(maxsize=64)
@@ -140,16 +143,32 @@ def measured_of(summaries: Mapping[str, Mapping[str, Summary]], method: str) -> 
 def rows(state: RunState) -> list[Row]:
     """One row a method, in the plan's order."""
     summaries = summarise(state)
-    return [_row(state, label, fields_of(summaries, label)) for label in state.methods]
+    return [_row(state, label, fields_of(summaries, label), measured_of(summaries, label)) for label in state.methods]
 
 
-def _row(state: RunState, label: str, found: Mapping[str, Any]) -> Row:
+def _row(state: RunState, label: str, found: Mapping[str, Any], measured: Sequence[Measured]) -> Row:
     method = state.methods[label]
-    known = set(Row.__dataclass_fields__) - {"label", "status", "progress", "error", "audit", "target_bytes", "settings", "cache_dtype"}
     renamed = {**found, "delta_pct": found.get("ppl_delta_pct"), "factor": found.get("compression_factor")}
     return Row(
         label=label, status=method.status, progress=method.units_done / max(1, method.units_planned),
         error=method.error, audit=method.audit_label, cache_dtype=cache_dtype_of(state),
         target_bytes=method.budget.target_bytes if method.budget else None,
-        settings=written(method.budget.parameters) if method.budget else "", **{k: v for k, v in renamed.items() if k in known},
+        settings=written(method.budget.parameters) if method.budget else "",
+        measured=_by_name(measured, found.get(HEADLINE) or {}), **{k: v for k, v in renamed.items() if k in _FROM_FIELDS},
     )  # fmt: skip
+
+
+_FROM_FIELDS = set(Row.__dataclass_fields__) - {
+    "label", "status", "progress", "error", "audit", "target_bytes", "settings", "cache_dtype", "measured"
+}  # fmt: skip
+
+
+def _by_name(measured: Sequence[Measured], headline: Mapping[str, float]) -> dict[str, Measured]:
+    """Metric → its first figure; a main score → the figure that it is, if it is one and no mean of several."""
+    first = {m.metric: m for m in reversed(measured)}
+    mains = {name: m for name, value in headline.items() for m in measured if m.value == value and _is_of(name, m)}
+    return first | {f"headline:{name}": m for name, m in mains.items()}
+
+
+def _is_of(name: str, measured: Measured) -> bool:
+    return measured.metric.startswith(f"{name}_") or f"={name}" in measured.point.split(",")[0]

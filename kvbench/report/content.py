@@ -9,6 +9,7 @@ from typing import Any
 from kvbench import factors, results
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed
+from kvbench.measures.front import Point, points
 from kvbench.report.facts import facts_of
 from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes
 from kvbench.report.question import command_of
@@ -22,16 +23,6 @@ MORE = (
     ("tokens", "total_tokens", 0), ("read compressed", "tokens_read_compressed", 0), ("factor at end", "compression_factor_end", 2),
 )  # fmt: skip
 """Heading, field and decimals of what the main table has no room for."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A method in the plane of size and quality: baseline bytes (``of`` what, where that is wide) over stored bytes, and KL in nats."""
-
-    label: str
-    factor: float
-    kl: float
-    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,11 +89,8 @@ def _number(value: Any, decimals: int) -> str:
 
 
 def _points(found: Sequence[Row]) -> list[Point]:
-    return [
-        Point(row.label, row.factor, row.kl, factors.wide(row.cache_dtype))
-        for row in found
-        if row.status != "failed" and row.audit not in ("no-op", "masked") and row.factor and row.kl is not None and row.kl > 0
-    ]
+    """What has a place on logarithmic axes and is read by attention."""
+    return [point for point in points([row for row in found if row.audit not in ("no-op", "masked")]) if point.kl > 0]
 
 
 def _evaluators(state: RunState) -> list[Section]:

@@ -8,7 +8,8 @@ from html import escape
 
 from kvbench import factors
 from kvbench.formats import TIMES, fixed, plain_number
-from kvbench.report.content import Point
+from kvbench.measures import front as pareto
+from kvbench.measures.front import Point
 
 WIDTH, HEIGHT = 860, 400
 LEFT, RIGHT, TOP, BOTTOM = 78, 30, 18, 52
@@ -29,7 +30,10 @@ def scatter(points: Sequence[Point]) -> str:
     title = escape(factors.titled("compression factor", points[0].of))
     label = f"KL divergence to the baseline against {title}, {len(points)} methods"
     inner = "\n".join([*_ticks(x, y, title), _line(front, x, y), *(_dot(p, p in front, x, y) for p in points), *_names(front, x, y)])
-    caption = "Lower and further right is better; the line joins methods that no other beats in both. Both axes are logarithmic."
+    caption = (
+        "Lower and further right is better. The line joins methods that are shown to lose less than any smaller one on it; controls are"
+        " not on it. Bars are 95 % intervals over samples. Both axes are logarithmic."
+    )
     return (
         f'<figure>\n<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="12" role="img" aria-label="{label}">\n{inner}\n</svg>\n'
         f"<figcaption>{caption}</figcaption>\n</figure>"
@@ -37,12 +41,8 @@ def scatter(points: Sequence[Point]) -> str:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Points that no other beats in factor and in KL, by factor."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (-p.factor, p.kl)):
-        if not best or point.kl < best[-1].kl:
-            best.append(point)
-    return best[::-1]
+    """The front from left to right."""
+    return pareto.frontier(points)[::-1]
 
 
 class _Axis:
@@ -52,6 +52,14 @@ class _Axis:
         low, high = math.log10(min(values)), math.log10(max(values))
         room = max(0.06 * (high - low), 0.03)
         self.low, self.high, self.start, self.end = low - room, high + room, start, end
+
+    @property
+    def least(self) -> float:
+        return float(10**self.low)
+
+    @property
+    def most(self) -> float:
+        return float(10**self.high)
 
     def __call__(self, value: float) -> float:
         return self.start + (math.log10(value) - self.low) / (self.high - self.low) * (self.end - self.start)
@@ -81,7 +89,17 @@ def _dot(point: Point, is_best: bool, x: _Axis, y: _Axis) -> str:
     title = escape(f"{point.label}: {fixed(point.factor, 2)}{TIMES}, KL {fixed(point.kl, 4)}")
     name, radius, opacity = ("dot best", 5, 1) if is_best else ("dot", 4, 0.55)
     at = f'cx="{x(point.factor):.1f}" cy="{y(point.kl):.1f}" r="{radius}"'
-    return f'<circle class="{name}" {at} fill="#4b7be5" fill-opacity="{opacity}"><title>{title}</title></circle>'
+    circle = f'<circle class="{name}" {at} fill="#4b7be5" fill-opacity="{opacity}"><title>{title}</title></circle>'
+    return _bar(point, x, y) + circle
+
+
+def _bar(point: Point, x: _Axis, y: _Axis) -> str:
+    """The interval of KL, as far as the axis shows it."""
+    if point.low is None or point.high is None:
+        return ""
+    at, (low, high) = x(point.factor), (y(min(max(bound, y.least), y.most)) for bound in (point.low, point.high))
+    ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"'
+    return f'<line class="bar" stroke="#4b7be5" stroke-opacity="0.35" {ends}/>'
 
 
 def _line(front: Sequence[Point], x: _Axis, y: _Axis) -> str:

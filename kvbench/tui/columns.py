@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kvbench import factors
-from kvbench.formats import MIB, NONE, TIMES, fixed, shorten, signed
+from kvbench.formats import MIB, NONE, TIMES, fixed, is_symmetric, shorten, signed
+from kvbench.measures.apart import contenders, is_better
 from kvbench.summary import Row
-from kvbench.tui.facts import is_ranked
 
 Best = Literal["lowest", "highest"]
 GAP = 2
 _MEMORY_TITLES = {"GPU": "GPU MiB", "allocator": "PyT MiB", "resident": "RSS MiB"}
 OTHER_PATH = "*"
 """Behind a speed that was timed by another read path than the baseline's; the details panel says which."""
-WIDE = 100.0
-"""Half of an interval that says no more than that there are too few samples."""
 METHOD_WIDTH = (14, 24)
 PROGRESS_WIDTH = (5, 22)
 _SOURCES: Mapping[str, tuple[str, ...]] = {
@@ -45,6 +43,7 @@ class Column:
         best: Which end is best, if either.
         meaning: One line for the help screen.
         beside: It qualifies the column before it (an interval): drawn closer and dimmer, never sorted by.
+        metric: The measured figure whose samples tell two rows apart; empty where the values themselves do.
     """
 
     key: str
@@ -56,6 +55,7 @@ class Column:
     best: Best | None = None
     meaning: str = ""
     beside: bool = False
+    metric: str = ""
 
     @property
     def subject(self) -> str:
@@ -71,7 +71,7 @@ def _memory_title(rows: Sequence[Row]) -> str:
 
 def _column(
     key: str, title: str, width: int, rank: int, value: Callable[[Row], float | None], decimals: int, meaning: str,
-    best: Best | None = None, unit: str = "", write: Callable[[float | None, int, int], str] = fixed,
+    best: Best | None = None, unit: str = "", write: Callable[[float | None, int, int], str] = fixed, metric: str = "",
 ) -> Column:  # fmt: skip
     """A column of figures, with ``unit`` behind each."""
 
@@ -79,20 +79,26 @@ def _column(
         found = value(row)
         return NONE if found is None else write(found, decimals, width - len(unit)) + unit
 
-    return Column(key, title, width, rank, value, text, best, meaning)
+    return Column(key, title, width, rank, value, text, best, meaning, metric=metric)
 
 
-def _interval(of: str, rank: int, ends: Callable[[Row], tuple[float | None, float | None]]) -> Column:
-    """Half of a 95 % interval, beside its figure."""
+Ends = Callable[[Row], tuple[float | None, float | None, float | None]]
+"""A figure and the ends of its interval."""
+
+
+def _interval(of: str, rank: int, rows: Sequence[Row], ends: Ends, write: Callable[[float | None, int, int], str] = fixed) -> Column:
+    """A 95 % interval beside its figure: half of it, or both ends where it is not symmetric."""
 
     def text(row: Row) -> str:
-        low, high = ends(row)
-        if low is None or high is None:
+        value, low, high = ends(row)
+        if value is None or low is None or high is None:
             return ""
-        half = (high - low) / 2
-        return f"±{fixed(half, 2, 5)}" if half < WIDE else f"±>{WIDE:.0f}"
+        if is_symmetric(value, low, high):
+            return f"±{fixed((high - low) / 2, 2, 5)}"
+        return f"[{write(low, 2, 5)}, {write(high, 2, 5)}]"
 
-    return Column(f"{of}_ci", "95 %", 6, rank, lambda _: None, text, meaning="half of its 95 % interval", beside=True)
+    width = max([len(text(row)) for row in rows] + [6])
+    return Column(f"{of}_ci", "95 %", width, rank, lambda _: None, text, meaning="its 95 % interval; ± is half of it", beside=True)
 
 
 def _over(value: float | None, divisor: float) -> float | None:
@@ -106,9 +112,9 @@ def _headlines(rows: Sequence[Row]) -> list[Column]:
 
 
 def _headline(name: str) -> Column:
-    title = f"{shorten(name, HEADLINE_WIDTH)} %"
+    key, title = f"headline:{name}", f"{shorten(name, HEADLINE_WIDTH)} %"
     meaning = f"main score of {name}, higher is better"
-    return _column(f"headline:{name}", title, max(6, len(title)), 3, lambda r: _over(r.headline.get(name), 0.01), 1, meaning, "highest")
+    return _column(key, title, max(6, len(title)), 3, lambda r: _over(r.headline.get(name), 0.01), 1, meaning, "highest", metric=key)
 
 
 def _speed() -> Column:
@@ -118,7 +124,8 @@ def _speed() -> Column:
         found = row.tokens_per_s
         return NONE if found is None else f"{fixed(found, 1, 6)}{OTHER_PATH}" if row.other_read_path else fixed(found, 1, 7)
 
-    return Column("speed", "tok/s", 7, 7, lambda r: r.tokens_per_s, text, "highest", "decode speed at the first timed point")
+    meaning = "decode speed at the first timed point"
+    return Column("speed", "tok/s", 7, 7, lambda r: r.tokens_per_s, text, "highest", meaning, metric="tokens_per_s")
 
 
 def _factor(rows: Sequence[Row]) -> Column:
@@ -133,17 +140,20 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     """All columns, left to right."""
     return [
         _column("perplexity", "PPL", 6, 3, lambda r: r.perplexity, 2, "perplexity over all scored tokens"),
-        _interval("perplexity", 12, lambda r: (r.perplexity_low, r.perplexity_high)),
-        _column("delta", "ΔPPL %", 8, 1, lambda r: r.delta_pct, 2, "change against the baseline, same tokens", "lowest", write=signed),
-        _interval("delta", 10, lambda r: (r.delta_low, r.delta_high)),
-        _column("kl", "KL", 6, 4, lambda r: r.kl, 4, "mean KL divergence to the baseline, nats per token", "lowest"),
-        _column("top1", "top1 %", 6, 6, lambda r: _over(r.top1, 0.01), 1, "tokens that keep the baseline's first choice", "highest"),
+        _interval("perplexity", 12, rows, lambda r: (r.perplexity, r.perplexity_low, r.perplexity_high)),
+        _column("delta", "ΔPPL %", 8, 1, lambda r: r.delta_pct, 2, "change against the baseline, same tokens", "lowest", write=signed,
+                metric="perplexity"),
+        _interval("delta", 10, rows, lambda r: (r.delta_pct, r.delta_low, r.delta_high), signed),
+        _column("kl", "KL", 6, 4, lambda r: r.kl, 4, "mean KL divergence to the baseline, nats per token", "lowest", metric="kl_mean"),
+        _column("top1", "top1 %", 6, 6, lambda r: _over(r.top1, 0.01), 1, "tokens that keep the baseline's first choice", "highest",
+                metric="top1_agreement"),
         *_headlines(rows),
         _factor(rows),
         _column("stored", "KV MiB", 6, 5, lambda r: _over(r.stored_bytes, MIB), 2, "bytes stored to answer the next query", "lowest"),
         _column("memory", _memory_title(rows), 7, 9, lambda r: _over(r.memory_bytes, MIB), 0, "GPU (NVML) or worker (RSS) at its peak"),
         _speed(),
-        _column("ttft", "TTFT ms", 7, 8, lambda r: _over(r.ttft_s, 0.001), 1, "time to first token: prefill and compression", "lowest"),
+        _column("ttft", "TTFT ms", 7, 8, lambda r: _over(r.ttft_s, 0.001), 1, "time to first token: prefill and compression", "lowest",
+                metric="ttft_s"),
         Column("audit", "audit", 9, 11, lambda _: None, lambda r: r.audit or NONE, meaning="what the bytes that attention reads really do"),
     ]  # fmt: skip
 
@@ -185,13 +195,24 @@ def plan(rows: Sequence[Row], width: int, evaluators: Collection[str] | None = N
 
 
 def best_labels(rows: Sequence[Row], column: Column) -> set[str]:
-    """Which of the ranked rows hold the column's best figure, as it is printed; none if they are fewer than two."""
-    valued = [(v, r) for r in rows if is_ranked(r) and (v := column.value(r)) is not None]
+    """Which of the contenders hold the column's best figure, as it is printed, if it is shown to be better than the next; else none."""
+    valued = [(v, r) for r in contenders(rows) if (v := column.value(r)) is not None]
     if column.best is None or len(valued) < 2:
         return set()
-    best = (min if column.best == "lowest" else max)(v for v, _ in valued)
-    shown = next(column.text(r) for v, r in valued if v == best)
+    valued.sort(key=lambda pair: pair[0], reverse=column.best == "highest")
+    best, shown = valued[0][1], column.text(valued[0][1])
+    others = [r for _, r in valued if column.text(r) != shown]
+    if not others or not _is_shown(best, others[0], column.metric):
+        return set()
     return {r.label for _, r in valued if column.text(r) == shown}
+
+
+def _is_shown(best: Row, other: Row, metric: str) -> bool:
+    """Whether ``best`` is shown to be better than the next; exact figures, and rows that hold no samples at all, go by value."""
+    if not metric or not (best.measured or other.measured):
+        return True
+    a, b = best.measured.get(metric), other.measured.get(metric)
+    return a is not None and b is not None and is_better(a, b)
 
 
 def ordered(rows: Sequence[Row], column: Column | None, *, reverse: bool) -> list[Row]:

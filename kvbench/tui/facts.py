@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kvbench.errors import KvbenchError
-from kvbench.evaluators.base import BASELINE, Evaluator
+from kvbench.evaluators.base import Evaluator
 from kvbench.formats import MIB, size
-from kvbench.methods.base import CONTROLS
+from kvbench.measures.apart import is_control, is_unmasked
+from kvbench.measures.front import Point, frontier, points
 from kvbench.state import RunState
-from kvbench.summary import Row, evaluators_of
+from kvbench.summary import evaluators_of
 
+__all__ = [
+    "QUALITY", "MemorySeries", "Point", "activity", "device", "dtype", "frontier", "is_control", "is_unmasked", "kib_per_token",
+    "known_evaluators", "ledger", "memory_series", "model_name", "overall", "per_layer", "points", "running_perplexity", "subject",
+]  # fmt: skip
 _DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 QUALITY = "perplexity"
 
@@ -107,36 +112,6 @@ def _progress(done: int, total: int) -> str:
     return f" · {size(done)} of {size(total)}" if total >= MIB else f" · {done} of {total}"
 
 
-@dataclass(frozen=True)
-class Point:
-    """One method in the plane of size and quality."""
-
-    label: str
-    stored: float
-    factor: float
-    kl: float
-    ranked: bool
-
-
-def points(rows: Sequence[Row]) -> list[Point]:
-    """Methods whose stored bytes and KL are both known; the baseline's KL is 0 by definition."""
-    found: list[Point] = []
-    for row in rows:
-        kl = 0.0 if row.label == BASELINE else row.kl
-        if row.status != "failed" and row.stored_bytes and row.factor and kl is not None and math.isfinite(kl):
-            found.append(Point(row.label, row.stored_bytes, row.factor, kl, is_ranked(row)))
-    return found
-
-
-def frontier(found: Sequence[Point]) -> list[Point]:
-    """Ranked points that no other beats in both size and KL, smallest first."""
-    best: list[Point] = []
-    for point in sorted((p for p in found if p.ranked), key=lambda p: (p.stored, p.kl)):
-        if not best or point.kl < best[-1].kl:
-            best.append(point)
-    return best
-
-
 def running_perplexity(state: RunState) -> dict[str, list[tuple[int, float]]]:
     """Method → (samples so far, perplexity over them), in the order of the samples."""
     lines: dict[str, list[tuple[int, float]]] = {}
@@ -191,18 +166,3 @@ def _newest(state: RunState, label: str, field: str) -> Any:
             if record.get(field):
                 return record[field]
     return None
-
-
-def is_unmasked(row: Row) -> bool:
-    """Whether the audit found that the method saves less than it says; the reference saves nothing by definition."""
-    return row.audit not in (None, "real") and row.label != BASELINE
-
-
-def is_control(label: str) -> bool:
-    """Whether the row is there to be compared with, at whatever budget."""
-    return label.partition("@")[0] in CONTROLS
-
-
-def is_ranked(row: Row) -> bool:
-    """Whether the row may be called best: neither failed, nor a control, nor unmasked by the audit."""
-    return row.status != "failed" and not is_control(row.label) and not is_unmasked(row)

@@ -32,9 +32,9 @@ KEYS = (
 )
 SIGNS = (
     (f"{GLYPHS['waiting']} {GLYPHS['running']} {GLYPHS['done']} {GLYPHS['failed']}", "waiting, running, done, failed"),
-    (BEST, "best of its column among methods that really store less"),
+    (BEST, "shown best of rows that beat random and save half as much"),
     (f"{WARN} masked", "the audit found no real saving: shown, not ranked"),
-    ("● ○ ◆ ◇", "on the frontier, beaten, selected, the baseline"),
+    ("● ○ ◆ ◇", "on the frontier, not on it, selected, the baseline"),
 )
 
 

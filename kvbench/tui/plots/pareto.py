@@ -36,7 +36,7 @@ def draw_pareto(canvas: Canvas, scene: Scene) -> None:
 
 
 def _x(point: Point, scene: Scene) -> float:
-    return point.factor if scene.by_factor else point.stored / MIB
+    return point.factor if scene.by_factor else (point.stored or 0.0) / MIB
 
 
 def _x_scale(found: list[Point], scene: Scene) -> Scale:
