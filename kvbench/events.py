@@ -48,6 +48,8 @@ class RunResumed(Event):
 class WorkerStarted(Event):
     pid: int
     attempt: int
+    worker: str = ""
+    """Its name among several; a single one needs none."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class BudgetSolved(Event):
 @dataclass(frozen=True)
 class UnitStarted(Event):
     unit: str
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class WorkerDied(Event):
     reason: str
     unit: str | None = None
     method: str | None = None
+    worker: str = ""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,17 @@ class Memory(Evaluator):
             context.guard(label, partial(scale.weigh, label))
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
-        return {label: _summary(of) for label, of in records.items()}
+        return {label: _summary(self._as_asked(of)) for label, of in records.items()}
+
+    def _as_asked(self, records: MethodRecords) -> MethodRecords:
+        """In the order in which points are asked for, whatever the order in which they were measured."""
+        batches, contexts = parse_list("batch", self.batch), parse_list("context", self.context) if self.context else []
+
+        def place(item: tuple[str, Mapping[str, Any]]) -> tuple[int, ...]:
+            batch, context = item[1]["batch"], item[1]["context"]
+            return _at(batches, batch), batch, _at(contexts, context), context
+
+        return dict(sorted(records.items(), key=place))
 
 
 class _Scale:
@@ -145,7 +155,12 @@ def _process_figures() -> dict[str, int | None]:
 MEMORY_NAMES = {"gpu_used_bytes": "GPU (NVML)", "allocator_peak_bytes": "allocator peak", "resident_bytes": "resident"}
 
 
+def _at(asked: Sequence[int], value: int) -> int:
+    return asked.index(value) if value in asked else len(asked)
+
+
 def _summary(records: MethodRecords) -> Summary:
+    """The first point's flat fields, and what was measured at all."""
     if not records:
         return Summary()
     first = records[next(iter(records))]

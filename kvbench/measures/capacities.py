@@ -47,7 +47,7 @@ def found_in(records: MethodRecords) -> Found | None:
     """The search that these records are of, as far as it is."""
     if not records:
         return None
-    first = next(iter(records.values()))
+    first = min(records.values(), key=lambda r: (r["batch"], r["context"]))
     find, other = first["find"], "context" if first["find"] == "batch" else "batch"
     good = max((r for r in records.values() if not r["out_of_memory"]), key=lambda r: r[find], default=None)
     bad = min((r for r in records.values() if r["out_of_memory"]), key=lambda r: r[find], default=None)

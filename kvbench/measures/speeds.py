@@ -103,7 +103,7 @@ class At:
 def by_point(records: MethodRecords) -> dict[tuple[int, int], At]:
     """(batch, context) → what was timed or ran out of memory there, rising; warm-ups are left out."""
     timed: dict[tuple[int, int], list[Record]] = {}
-    for key in sorted(records):
+    for key in sorted(records, key=lambda key: (len(key), key)):  # repeat 10 comes after repeat 9
         record = records[key]
         full = record.get("out_of_memory", False)
         if full or not record["warmup"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from kvbench import events as ev
 from kvbench.errors import KvbenchError
@@ -35,7 +34,6 @@ class Reading:
         """Whether the run stands still because no process owns it any more."""
         self.broken: str | None = None
         """Why the journal cannot be read on, if so."""
-        self._unit_started: float | None = None
         self._live_rows = LiveRows()
         self._live_figures = LiveFigures()
         self._told: dict[str, str] = {}
@@ -56,8 +54,6 @@ class Reading:
             if line is not None:
                 self.log.append(line)
             self.state = apply(self.state, event)
-            if isinstance(event, ev.UnitStarted):
-                self._unit_started = event.at
         self.is_orphaned = self.is_orphaned and not events
         return bool(events)
 
@@ -114,11 +110,10 @@ class Reading:
     @property
     def remaining(self) -> float | None:
         """Seconds left: the state's estimate less what the unit under way has had, at most that unit's own share."""
-        state, begun = self.state, self._unit_started
-        left = state.remaining
+        state, left = self.state, self.state.remaining
         if left is None or self.is_still:
             return None
-        if state.current_unit is None or begun is None or state.last_at is None:
+        if state.current is None or state.last_at is None:
             return left
-        after = replace(state, done=state.done | {state.current_unit}).remaining or 0.0
-        return after + max(0.0, left - after - (state.last_at - begun) - self.quiet)
+        after = max(0.0, left - state.expected(state.current.unit))
+        return after + max(0.0, left - after - (state.last_at - state.current.begun) - self.quiet)

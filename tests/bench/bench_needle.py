@@ -20,9 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
 from kvbench.figures import Table
 from kvbench.report.text import draw
+from kvbench.state import replay
 from kvbench.summary import figures
 
 METHODS = "streaming_llm,knorm,keydiff,tova,h2o,snapkv,pyramidkv,adakv,int8,int4,kivi"
@@ -36,8 +38,9 @@ def main() -> None:
         started = time.perf_counter()
         subprocess.run(_command(given, folder), check=True, stdout=sys.stderr)
         seconds = time.perf_counter() - started
-        state = RunFolder(next(Path(folder).iterdir())).state()
-    units = {key: taken for key, taken in state.unit_seconds.items() if key.startswith("needle/")}
+        events = RunFolder(next(Path(folder).iterdir())).read()
+    state = replay(events)
+    units = {e.unit: e.seconds for e in events if isinstance(e, ev.UnitFinished) and e.unit.startswith("needle/")}
     for figure in figures(state)["needle"]:
         if isinstance(figure, Table):
             print(draw(figure), end="\n\n")
