@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kvbench.caches.compat import register
-from kvbench.caches.layer import TAG
+from kvbench.caches.layer import named_layer
 from kvbench.errors import UnsupportedModel
 
 
@@ -35,7 +35,7 @@ def kvbench_attention(
         UnsupportedModel: a sliding layer has seen more tokens than it may read, and the cache is kvbench's.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = getattr(key, TAG, None)
+    layer = named_layer(key)
     if layer is not None:
         _within(sliding_window, layer.seen + query.shape[2])
         out = layer.forward(query, key, value, scale, attention_mask)

@@ -30,6 +30,15 @@ TAG = "_kvbench_layer"
 """Attribute by which the fresh keys of a forward name the layer that stores them."""
 
 
+def named_layer(keys: Tensor) -> Any | None:
+    """The layer that a forward's fresh keys name, or ``None``.
+
+    The name is taken off: keys that a prompt keeps would else hold the layer that holds them, and a circle of tensors is
+    freed only when Python next looks for circles, which may be hundreds of prompts later.
+    """
+    return vars(keys).pop(TAG, None)
+
+
 @dataclass(frozen=True)
 class LayerContext:
     """Where a layer stands and how the run uses it.

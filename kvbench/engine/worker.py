@@ -133,6 +133,12 @@ def classify(error: Exception) -> tuple[str, str]:
     return type(error).__name__, f"{type(error).__name__}: {first}"
 
 
+def keep_for_good() -> None:
+    """What is held now is held to the end: circles are then looked for among newer objects alone, in milliseconds a unit."""
+    gc.collect()
+    gc.freeze()
+
+
 def free_memory() -> None:
     """Give back what a failed method held."""
     gc.collect()
@@ -165,8 +171,9 @@ def work(state: RunState, emit: Emitter) -> None:
         left = units_left(state)
         _prepare([e for name, e in evaluators.items() if any(unit.evaluator == name for unit in left)], session, emit)
         session = _meet_budgets(spec, session, state, emit, failed)
+        keep_for_good()
         for unit in left:
-            _do(unit, evaluators[unit.evaluator], session, emit, failed)
+            do(unit, evaluators[unit.evaluator], session, emit, failed)
     finally:
         session.close()
 
@@ -249,12 +256,13 @@ def _tell_facts(session: Session, emit: Emitter, started: float) -> None:
             emit(ev.NoteWritten(now, text, "warning"))
 
 
-def _do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed: set[str]) -> None:
+def do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed: set[str]) -> None:
     started = time.time()
     emit(ev.UnitStarted(started, unit.id))
     alive = tuple(label for label in unit.methods if label not in failed)
     if alive:
         evaluator.run(replace(unit, methods=alive), session, Context(unit, emit, failed))
+    gc.collect()  # by itself Python looks for circles after hundreds of units, and a method's may hold its tensors
     now = time.time()
     emit(ev.UnitFinished(now, unit.id, now - started))
 
