@@ -193,11 +193,16 @@ def test_keys_without_effect_are_taken(llama: Any, tmp_path: Path) -> None:
         for name, value in {
             "general.license": "mit", "general.tags": ["a", "b"], "quantize.imatrix.file": "x", "llama.attention.causal": True,
             "llama.rope.scaling.finetuned": False, "llama.logit_scale": 1.0, "llama.expert_count": 0, "llama.vocab_size": 300,
-            "llama.rope.scaling.type": "none", "tokenizer.ggml.eot_token_id": 2, "tokenizer.chat_template.tool": "x", "split.count": 1,
+            "llama.rope.scaling.type": "none", "tokenizer.ggml.fim_pre_token_id": 2, "tokenizer.chat_template.tool": "x", "split.count": 1,
         }.items():  # fmt: skip
             key(name, value)(writer)
 
     assert gguf_config(changed(llama, tmp_path / "a.gguf", harmless)) == gguf_config(write_gguf(llama, tmp_path / "b.gguf"))
+
+
+def test_every_token_that_ends_an_answer_is_kept(llama: Any, tmp_path: Path) -> None:
+    assert gguf_config(write_gguf(llama, tmp_path / "a.gguf"))["eos_token_id"] == 2
+    assert gguf_config(changed(llama, tmp_path / "b.gguf", key("tokenizer.ggml.eot_token_id", 7)))["eos_token_id"] == [2, 7]
 
 
 def test_a_tensor_that_is_not_understood_is_refused_by_name(llama: Any, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from kvbench.gguf.keys import Keys
 from kvbench.gguf.layout import check_tensors, config_dtype
 from kvbench.gguf.rope import rope_parameters
 
-TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+TOKENS = "tokenizer.ggml."
+ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+"""Tokens that end an answer: of a text, of a turn, of a message."""
 
 
 def gguf_config(path: Path) -> dict[str, Any]:
@@ -124,7 +126,8 @@ def _inner(keys: Keys, family: Family) -> dict[str, int]:
 
 
 def _common(keys: Keys, family: Family, sizes: Mapping[str, int]) -> dict[str, Any]:
-    values = keys.header.values
+    tokens = {name: _token(keys.header, name, sizes["vocabulary"]) for name in ("bos_token_id", "padding_token_id", *ENDS)}
+    ends = list(dict.fromkeys(tokens[name] for name in ENDS if tokens[name] is not None))
     return {
         "model_type": family.model_type,
         "architectures": [family.model_class],
@@ -139,8 +142,18 @@ def _common(keys: Keys, family: Family, sizes: Mapping[str, int]) -> dict[str, A
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "vocab_size": sizes["vocabulary"],
         "tie_word_embeddings": "output.weight" not in keys.header.tensors,
-        **{name: values.get(f"tokenizer.ggml.{key}") for name, key in TOKEN_IDS.items()},
+        "bos_token_id": tokens["bos_token_id"],
+        "eos_token_id": ends if len(ends) > 1 else (ends or [None])[0],
+        "pad_token_id": tokens["padding_token_id"],
     }
+
+
+def _token(header: Header, name: str, vocabulary: int) -> int | None:
+    """The id of a special token."""
+    index = header.values.get(TOKENS + name)
+    if index is None or (isinstance(index, int) and 0 <= index < vocabulary):
+        return index
+    raise broken(header.path, f"key '{TOKENS}{name}' is {index} of {vocabulary:,} tokens")
 
 
 def _rope(keys: Keys, family: Family, sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def rope_parameters(keys: Keys, *, rotated: int, context: int) -> Parameters:
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
     tensors = [name for name in TENSORS if name in keys.header.tensors]
     if SHORT in tensors or LONG in tensors:
+        if factor != 1.0:
+            raise keys.refused(f"{keys.architecture}.rope.scaling.factor", f"{factor}, with LongRoPE's factors beside it")
         return base | _long(keys, kind, rotated, original, magnitude)
     if magnitude != 1.0:
         raise keys.refused(f"{keys.architecture}.rope.scaling.attn_factor", magnitude)

@@ -27,8 +27,8 @@ NAMED = {
 """Special tokens: transformers' name and the header's entry that holds the id."""
 READ = {*NAMED.values(), "model", "pre", "tokens", "scores", "token_type", "merges", "add_bos_token", "add_eos_token", "add_space_prefix"}
 WITHOUT_EFFECT = {
-    "cls_token_id", "eom_token_id", "eog_token_ids", "eot_token_id", "fim_mid_token_id", "fim_pad_token_id", "fim_pre_token_id",
-    "fim_rep_token_id", "fim_sep_token_id", "fim_suf_token_id", "mask_token_id", "middle_token_id", "prefix_token_id",
+    "add_padding_token", "cls_token_id", "eom_token_id", "eog_token_ids", "eot_token_id", "fim_mid_token_id", "fim_pad_token_id",
+    "fim_pre_token_id", "fim_rep_token_id", "fim_sep_token_id", "fim_suf_token_id", "mask_token_id", "middle_token_id", "prefix_token_id",
     "seperator_token_id", "suffix_token_id", "token_type_count",
 }  # fmt: skip
 """Ids of tokens that a chat or an editor puts in, never the tokenizer."""
