@@ -118,6 +118,7 @@ def test_a_few_answers_lost_are_not_shown_and_fail_no_build(total: int, lost: in
     assert (f.verdict, f.p, f.test) == ("~", pytest.approx(p), MCNEMAR)
     assert f.change.low is not None
     assert -1.0 <= f.change.low < (f.change.high or 0.0)
+    assert f.note == f"{lost} lost, 0 won"
     assert check([Threshold.parse("acc:-1%")], [f], ["m"]).crossed == []
 
 

@@ -26,7 +26,9 @@ from kvbench.evaluators.base import Measured, Summary, UnitContext
 from kvbench.evaluators.perplexity import Perplexity
 from kvbench.measures.rounding import is_within, rounding_of
 from kvbench.methods.base import METHODS, expand, resolve
+from kvbench.report.overview import main_table, rounding_notes
 from kvbench.spec import RunSpec
+from kvbench.summary import Row
 from kvbench.weights import silent
 
 pytestmark = pytest.mark.fast
@@ -195,3 +197,33 @@ def test_what_was_not_measured_makes_nothing_equal() -> None:
     assert not is_within(0.0, None, None)
     assert not is_within(1e-9, None)
     assert is_within(-0.01, None, 0.02)
+
+
+def row(label: str, **given: Any) -> Row:
+    return replace(Row(label, "done", 1.0, None, "real", perplexity=20.0, kl=0.05), **given)
+
+
+def test_tables_show_what_rounding_does_and_mark_what_is_smaller() -> None:
+    found = [
+        row("baseline", rounding_pct=2e-5),
+        row("int4", rounding_pct=2.4, delta_pct=1.3, delta_low=1.1, delta_high=1.5, within_rounding=True),
+        row("knorm", rounding_pct=0.0, delta_pct=8.0),
+    ]  # fmt: skip
+    table = main_table(found)
+    at = {heading.split("\n")[0]: [of[i] for of in table.rows] for i, heading in enumerate(table.headings)}
+    assert at["rounding"] == ["<0.001", "2.400", "0.000"]
+    assert at["ΔPPL %"] == ["–", "+1.30 [+1.10, +1.50] ~", "+8.00"]
+    assert len(rounding_notes(found)) == 1
+    assert rounding_notes(found[::2]) == []
+    assert "rounding" not in " ".join(main_table([row("knorm")]).headings)
+
+
+def test_perplexitys_interval_shows_both_ends_where_it_is_not_symmetric() -> None:
+    few, many = row("a", perplexity_low=2.0, perplexity_high=9e5), row("b", perplexity_low=19.5, perplexity_high=20.5)
+    assert [of[1] for of in main_table([few, many]).rows] == ["20.00 [2.00, 900000]", "20.00 ± 0.50"]
+
+
+def test_a_change_within_rounding_is_told_by_the_summary(coarse: dict[str, Summary]) -> None:
+    fields = coarse["int4"].fields
+    widest = max(coarse[label].fields["rounding_nll"] for label in coarse)
+    assert fields["within_rounding"] == (abs(math.log1p(fields["ppl_delta_pct"] / 100)) < widest)

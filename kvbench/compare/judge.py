@@ -29,7 +29,8 @@ from typing import Literal
 
 from kvbench.compare.align import Pair
 from kvbench.evaluators.base import Measured
-from kvbench.measures.paired import ALPHA, EQUAL, Kind, kind_of, paired, shared
+from kvbench.measures.apart import kind
+from kvbench.measures.paired import ALPHA, EQUAL, MCNEMAR, paired, shared
 from kvbench.measures.rounding import is_within
 from kvbench.stats import holm, mann_whitney, median, shift_interval, smallest_p
 
@@ -122,15 +123,18 @@ def _paired(pair: Pair, a: Measured, b: Measured) -> Finding:
         return _finding(pair, value_a, value_b, _linear(value_a, value_b - value_a), None, counts, False, note)
     note = _samples_note(a, b, left, right)
     value_a, value_b = _mean(left, a.scale), _mean(right, b.scale)
-    test = paired(left, right, _kind(a, b))
+    test = paired(left, right, kind(a, b))
     change = (_ratio if a.scale == "log" else _linear)(value_a, test.difference, test.low, test.high)
     rounded = is_within(test.difference, a.rounding, b.rounding)
     note = "one sample: not tested" if test.p is None else _ROUNDED if test.is_shown and rounded else note
+    note = " · ".join(filter(None, (_flips(left, right) if test.test == MCNEMAR else "", note)))
     return _finding(pair, value_a, value_b, change, test.p, counts, test.is_shown and not rounded, note, test=test.test)
 
 
-def _kind(a: Measured, b: Measured) -> Kind:
-    return "loss" if a.scale == "log" else kind_of(a.scoring or b.scoring, a.better, a.samples.values(), b.samples.values())
+def _flips(left: Sequence[float], right: Sequence[float]) -> str:
+    """How many answers became wrong, and right."""
+    lost, won = sum(a > b for a, b in zip(left, right, strict=True)), sum(a < b for a, b in zip(left, right, strict=True))
+    return f"{lost} lost, {won} won" if lost or won else ""
 
 
 def _samples_note(a: Measured, b: Measured, left: Sequence[float], right: Sequence[float]) -> str:

@@ -67,6 +67,6 @@ def _size(point: Point) -> tuple[float, float]:
 
 
 def _loses_less(point: Point, than: Point) -> bool:
-    if point.measured is None or than.measured is None:
-        return point.kl < than.kl
-    return is_better(point.measured, than.measured)
+    if point.kl >= than.kl:
+        return False  # no test can show what the values deny
+    return point.measured is None or than.measured is None or is_better(point.measured, than.measured)
