@@ -32,6 +32,8 @@ EQUAL = 1e-12
 """Differences this small, relative to the values, are float64's own."""
 MCNEMAR, BOOTSTRAP, STUDENT, SIGN = "McNemar", "paired bootstrap", "paired t", "sign"
 Kind = Literal["answers", "graded", "loss"]
+_USUAL: Mapping[Kind, str] = {"answers": MCNEMAR, "graded": BOOTSTRAP, "loss": STUDENT}
+"""What tells each kind apart, where differences spread."""
 Scoring = Literal["", "answers", "graded", "mean"]
 """What an evaluator says of its samples: ``answers`` are right or wrong, or graded if their values tell so; ``graded`` whatever
 they are; ``mean`` is a figure over a text's tokens; empty leaves it to the values."""
@@ -100,8 +102,7 @@ def paired(before: Sequence[float], after: Sequence[float], kind: Kind) -> Paire
     test = paired_bootstrap if kind == "graded" else paired_test
     found = test([0.0] * len(differences), differences)
     p = None if found.p is None else max(found.p, math.ulp(0.0))
-    name = BOOTSTRAP if kind == "graded" else STUDENT
-    return Paired(found.difference, found.low, found.high, p, found.n, "" if p is None else name)
+    return Paired(found.difference, found.low, found.high, p, found.n, "" if p is None else _USUAL[kind])
 
 
 def _answers(before: Sequence[float], after: Sequence[float]) -> Paired:
@@ -116,9 +117,9 @@ def _answers(before: Sequence[float], after: Sequence[float]) -> Paired:
 def _alike(differences: Sequence[float], kind: Kind) -> Paired:
     """All samples moved by the same."""
     n, moved = len(differences), math.fsum(differences) / len(differences)
-    p = math.ldexp(1.0, max(1 - n, -1000)) if moved else 1.0
+    p, test = (math.ldexp(1.0, max(1 - n, -1000)), SIGN) if moved else (1.0, _USUAL[kind])
     if kind == "loss":
-        return Paired(moved, None, None, p, n, SIGN)
+        return Paired(moved, None, None, p, n, test)
     share = wilson_interval(min(1.0, max(0.0, (1.0 + moved) / 2.0)) * n, n)
     low, high = (None if bound is None else 2.0 * bound - 1.0 for bound in (share.low, share.high))
-    return Paired(moved, low, high, p, n, SIGN)
+    return Paired(moved, low, high, p, n, test)
