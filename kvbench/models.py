@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvbench.devices import check_memory, choose_cache_dtype, choose_dtype, resolve_device
 from kvbench.errors import KvbenchError, ModelError, ResourceError
+from kvbench.gguf.early import refuse_early
 from kvbench.outline import check_attention, outline_of, weight_bytes
 from kvbench.random_weights import build_random
 from kvbench.shape import Shape, cache_bytes_per_token, check_supported, shape_of
@@ -79,6 +80,7 @@ def load_model(spec: ModelSpec, *, seed: int, progress: Progress, check: Callabl
         UnsupportedModel: its attention would be measured wrongly.
         ResourceError: no such device, or too little memory.
     """
+    refuse_early(spec)
     device = resolve_device(spec.device)
     source = local_source(spec) if spec.random_weights and spec.config else find_source(spec, progress, weights=False)
     config = _read_config(spec, source)

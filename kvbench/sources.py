@@ -104,7 +104,7 @@ def local_source(spec: ModelSpec) -> Source | None:
 def _local_path(name: str) -> Source | None:
     """A folder or ``.gguf`` file, or ``None`` where ``name`` reads as a hub id."""
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no file '{name}'", hint="check --model")
         check_supported(gguf_config(path))  # from the header alone, before anything heavy is imported

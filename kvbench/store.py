@@ -50,9 +50,13 @@ def ensure(folder: Path, facts: Mapping[str, str], build: Build) -> Path:
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             return ready(folder, facts) or _build(folder, facts, build)
     except OSError as error:
-        raise ResourceError(
-            f"the cache folder cannot be written: {error.strerror or error}", hint="free some space, or set KVBENCH_CACHE to another folder"
-        ) from error
+        raise unwritable(error) from error
+
+
+def unwritable(error: OSError) -> ResourceError:
+    """The error that the cache folder cannot be written."""
+    hint = "free some space, or set KVBENCH_CACHE to another folder"
+    return ResourceError(f"the cache folder cannot be written: {error.strerror or error}", hint=hint)
 
 
 def _build(folder: Path, facts: Mapping[str, str], build: Build) -> Path:

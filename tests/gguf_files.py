@@ -126,8 +126,13 @@ def _write_rope(writer: Writer, config: Any, rope: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        if "beta_fast" in rope:
-            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        for key, add in {
+            "beta_fast": writer.add_rope_scaling_yarn_beta_fast,
+            "beta_slow": writer.add_rope_scaling_yarn_beta_slow,
+            "attention_factor": writer.add_rope_scaling_yarn_attn_factor,
+        }.items():
+            if key in rope:
+                add(rope[key])
     if kind == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_divisors(rope, dimensions))
     if kind == "longrope":

@@ -45,7 +45,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, yarn": ("llama", {"rope_parameters": YARN}),
     "llama, linear": ("llama", {"rope_parameters": {**PLAIN, "rope_type": "linear", "factor": 4.0}}),
     "qwen2": ("qwen2", {}),
-    "qwen2, yarn with beta": ("qwen2", {"rope_parameters": {**YARN, "beta_fast": 16.0}}),
+    "qwen2, yarn with all it may have": (
+        "qwen2",
+        {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.5}},
+    ),
     "qwen3": ("qwen3", {"head_dim": 16}),
     "mistral, window": ("mistral", {"sliding_window": 16}),
     "phi3": ("phi3", {"sliding_window": None}),
@@ -109,6 +112,11 @@ def test_folder_and_gguf_of_the_same_weights_are_one_model(case: str, tmp_path: 
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert torch.equal(logits(ours), logits(model))
+
+
+def test_the_old_key_of_linear_scaling_is_read(llama: Any, tmp_path: Path) -> None:
+    file = changed(llama, tmp_path / "a.gguf", key("llama.rope.scale_linear", 4.0))
+    assert gguf_config(file)["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 
 
 def test_every_kind_of_rope_makes_another_model() -> None:
@@ -347,6 +355,13 @@ def test_a_full_disk_is_said_before_and_while_writing(llama_file: Path, cache: P
     with pytest.raises(ResourceError, match=r"need 0\.0 GB in the cache folder"):
         sources.find_source(ModelSpec(str(llama_file)), silent)
     assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
+
+
+def test_a_cache_folder_that_cannot_be_written(llama_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in the way").write_text("")
+    monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "in the way"))
+    with pytest.raises(ResourceError, match="cannot be written"):
+        sources.find_source(ModelSpec(str(llama_file)), silent)
 
 
 def test_the_whole_way_from_file_to_model(llama: Any, llama_file: Path, cache: Path) -> None:

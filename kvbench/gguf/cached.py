@@ -27,7 +27,10 @@ def converted(gguf: Path, progress: Progress) -> Path:
     header = read_header(gguf)
     config_of(header)
     check_tokenizer(header)
-    digest = hash_weights(gguf, progress)
+    try:
+        digest = hash_weights(gguf, progress)
+    except OSError as error:
+        raise store.unwritable(error) from error
     name = re.sub(r"[^\w.-]+", "-", gguf.stem)[:60]
 
     def build(work: Path) -> tuple[Path, Mapping[str, Any]]:

@@ -17,5 +17,5 @@ def refuse_early(spec: ModelSpec) -> None:
         UnsupportedModel: its attention would be measured wrongly.
     """
     path = Path(spec.id).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix.lower() == ".gguf" and path.is_file():
         check_supported(gguf_config(path))
