@@ -158,6 +158,8 @@ class MethodFailed(Event):
 class UnitFinished(Event):
     unit: str
     seconds: float
+    facts: int | None = None
+    """Records, audits and failures that were told in it: a damaged journal that holds as many has lost none of them."""
 
 
 @dataclass(frozen=True)
@@ -234,5 +236,5 @@ def decode(line: bytes) -> Event:
     try:
         plain = orjson.loads(line)
         return msgspec.convert(plain, EVENTS[plain.pop("event")])
-    except (orjson.JSONDecodeError, msgspec.ValidationError, KeyError, AttributeError, TypeError) as error:
+    except (orjson.JSONDecodeError, msgspec.ValidationError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ResultError(f"broken journal line: {line[:80]!r} ({error})") from error

@@ -67,7 +67,7 @@ def read_preset(name: str) -> dict[str, Any]:
     try:
         text = read_text(path)
         preset = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, a number of thousands of digits, or nested too deep
         raise PresetError(f"preset {_where(path, _error_line(error))} is not TOML: {error}", hint="correct the file") from error
     except OSError as error:
         raise PresetError(f"preset '{path.name}' cannot be read: {error.strerror or error}", hint="kvbench list presets") from error

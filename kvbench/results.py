@@ -19,9 +19,10 @@ import orjson
 
 from kvbench import events as ev
 from kvbench.budgets import is_met
-from kvbench.errors import ResourceError, ResultError
+from kvbench.errors import KvbenchError, ResourceError, ResultError
 from kvbench.evaluators.base import BASELINE, Measured
-from kvbench.files import write_whole
+from kvbench.files import read_bytes, write_whole
+from kvbench.schema import check_result
 from kvbench.spec import MethodSpec, RunSpec
 from kvbench.state import MethodState, MethodStatus, RunState
 from kvbench.summary import cache_dtype_of, fields_of, measured_of, summarise
@@ -61,7 +62,7 @@ def build(state: RunState, name: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "run": name,
         "complete": state.status == "finished" and not state.lost,
-        "kvbench_version": state.kvbench_version,
+        "kvbench_version": state.kvbench_version or str(state.environment.get("kvbench") or ""),
         "protocol": state.spec.protocol,
         "spec": state.spec.to_plain(),
         "environment": dict(state.environment),
@@ -149,20 +150,27 @@ def load(path: Path) -> dict[str, Any]:
     """
     file = path / "result.json" if path.is_dir() else path
     try:
-        data = orjson.loads(file.read_bytes())
+        data = orjson.loads(read_bytes(file))
     except OSError as error:
         hint = f"kvbench run --resume {path}" if path.is_dir() else "kvbench run"
         raise ResultError(f"{file} cannot be read: {error.strerror}", hint=hint) from error
-    except orjson.JSONDecodeError as error:
-        raise ResultError(f"{file} is not JSON: {error}", hint="kvbench run writes a new one") from error
+    except (orjson.JSONDecodeError, RecursionError) as error:
+        raise ResultError(f"{file} is not JSON: {error}", hint=_AGAIN) from error
     fault = _fault(data)
     if fault:
-        raise ResultError(f"{file} is no kvbench result: {fault}", hint="kvbench run writes a new one")
+        raise ResultError(f"{file} is no kvbench result: {fault}", hint=_AGAIN)
+    try:
+        _check(data)
+    except KvbenchError as error:
+        raise ResultError(f"{file}: {error.message}", hint=_AGAIN) from error
     return data  # type: ignore[no-any-return]
 
 
+_AGAIN = "kvbench run writes a new one"
+
+
 def _fault(data: Any) -> str | None:
-    """What keeps ``data`` from being a result, or ``None``."""
+    """What keeps ``data`` from being a result of this kvbench at all, or ``None``."""
     if not isinstance(data, dict) or "schema" not in data:
         return "it has no schema"
     if data["schema"] != SCHEMA:
@@ -176,6 +184,22 @@ def _fault(data: Any) -> str | None:
     if not all(isinstance(row, dict) and {"method", "status", "measured"} <= row.keys() for row in data["results"]):
         return "a row of results lacks method, status or measured"
     return None
+
+
+def _check(data: Mapping[str, Any]) -> None:
+    """Every field of the kind that readers take it for, and every name one.
+
+    Raises:
+        KvbenchError: names the place.
+    """
+    check_result(data)
+    RunSpec.from_plain(data["spec"])
+    labels = [row["method"] for row in data["results"]]
+    for label in labels:
+        MethodSpec.parse(label)
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ResultError(f"results: method '{twice}' is there twice")
 
 
 def to_state(result: Mapping[str, Any]) -> RunState:

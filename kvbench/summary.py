@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from kvbench import factors, sweeps
 from kvbench.budgets import written
-from kvbench.evaluators.base import BASELINE, HEADLINE, Evaluator, Measured, Summary, build, facts
+from kvbench.errors import KvbenchError
+from kvbench.evaluators.base import BASELINE, HEADLINE, Evaluator, Measured, MethodRecords, Summary, build, facts
 from kvbench.figures import Figure
 from kvbench.registry import Registry
 from kvbench.spec import EvaluatorSpec, RunSpec
@@ -90,6 +91,20 @@ def evaluators_of(spec: RunSpec) -> list[Evaluator]:
     return [_evaluator(e) for e in spec.evaluators]
 
 
+def record_of(name: str) -> Any:
+    """What one record of an evaluator holds (:attr:`Evaluator.record`); ``None`` where it is not installed."""
+    if name in _UNKNOWN:
+        return None
+    try:
+        return _evaluator(EvaluatorSpec(name)).record
+    except KvbenchError:
+        _UNKNOWN.add(name)  # looking for near names takes a while, and there may be a record a line
+        return None
+
+
+_UNKNOWN: set[str] = set()
+
+
 def baseline_of(state: RunState) -> str | None:
     return BASELINE if BASELINE in state.methods else None
 
@@ -105,10 +120,38 @@ def summarise(state: RunState) -> dict[str, dict[str, Summary]]:
     """evaluator → method → summary, from the records so far."""
     if state.spec is None:
         return {}
-    return {
-        evaluator.name: evaluator.summarise(state.records.get(evaluator.name, {}), baseline_of(state))
-        for evaluator in evaluators_of(state.spec)
-    }
+    base = baseline_of(state)
+    return {e.name: _of(e, state.records.get(e.name, {}), lambda e, records: e.summarise(records, base)) for e in evaluators_of(state.spec)}
+
+
+T = TypeVar("T")
+
+
+def _of(evaluator: Evaluator, records: Mapping[str, MethodRecords], compute: Callable[[Evaluator, Mapping[str, MethodRecords]], T]) -> T:
+    """What ``compute`` makes of the records; an error notes whose they are, as near as can be found."""
+    try:
+        return compute(evaluator, records)
+    except Exception as error:
+        error.add_note(_place(evaluator, records, compute))
+        raise
+
+
+def _place(evaluator: Evaluator, records: Mapping[str, MethodRecords], compute: Callable[[Any, Any], object]) -> str:
+    """``records of perplexity, snapkv, sample 3``: the first method, then its first record, that breaks on its own."""
+    place = f"records of {evaluator.name}"
+    for label, of in records.items():
+        if _breaks(evaluator, {label: of}, compute):
+            key = next((key for key, data in of.items() if _breaks(evaluator, {label: {key: data}}, compute)), None)
+            return f"{place}, {label}" + ("" if key is None else f", {key}")
+    return place
+
+
+def _breaks(evaluator: Evaluator, records: Mapping[str, MethodRecords], compute: Callable[[Any, Any], object]) -> bool:
+    try:
+        compute(evaluator, records)
+    except Exception:
+        return True
+    return False
 
 
 def figures(state: RunState) -> dict[str, list[Figure]]:
@@ -119,8 +162,9 @@ def figures(state: RunState) -> dict[str, list[Figure]]:
     if state.spec is None:
         return {}
     found = {"sweep": sweeps.figures(state.spec, summarise(state))} if state.spec.sweep else {}
+    base = baseline_of(state)
     found |= {
-        e.name: e.figures(state.records.get(e.name, {}), baseline_of(state), state.prepared.get(e.name, {}))
+        e.name: _of(e, state.records.get(e.name, {}), lambda e, records: e.figures(records, base, state.prepared.get(e.name, {})))
         for e in evaluators_of(state.spec)
     }
     return {name: factors.noted(shown, cache_dtype_of(state)) for name, shown in found.items() if shown}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from os.path import isfile
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import find_run
 from kvbench.errors import ExitCode
 from kvbench.printable import printable_data
+from kvbench.reading import figures_of
 from kvbench.results import load
 
 _COLOURS = {"better": "green", "worse": "red", "differs": "yellow", "not comparable": "magenta"}
@@ -39,9 +41,12 @@ def compare(context: click.Context, a: str, b: str, limits: tuple[str, ...], for
     kvbench compare before after --fail-on 'perplexity:+1%' --fail-on 'kivi:bits=2/tokens_per_s:-5%'
     """
     thresholds = [Threshold.parse(limit) for limit in limits]
-    found = set_against(_side(a, output_dir), _side(b, output_dir))
-    checked = check(thresholds, found.findings, found.methods)
-    put(_rendered(found, checked, form), coloured=form == "text" and sys.stdout.isatty())
+    sides = _side(a, output_dir), _side(b, output_dir)
+    with figures_of(f"{a} or {b}"):
+        found = set_against(*sides)
+        checked = check(thresholds, found.findings, found.methods)
+        text = _rendered(found, checked, form)
+    put(text, coloured=form == "text" and sys.stdout.isatty())
     for line in (*found.warnings, *checked.untested):
         talk(f"warning: {line}")
     for line in checked.crossed:
@@ -51,9 +56,10 @@ def compare(context: click.Context, a: str, b: str, limits: tuple[str, ...], for
 
 
 def _side(text: str, output_dir: Path) -> Side:
-    path = Path(text)
-    found = load(path if path.is_file() else find_run(text, output_dir).path)
-    return side_of({key: value if key == "records" else printable_data(value) for key, value in found.items()})
+    path = Path(text) if isfile(text) else find_run(text, output_dir).path
+    found = load(path)
+    with figures_of(path):
+        return side_of({key: value if key == "records" else printable_data(value) for key, value in found.items()})
 
 
 def _rendered(found: Comparison, checked: Checked, form: str) -> str:

@@ -13,6 +13,7 @@ from kvbench.displays.streams import talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder
 from kvbench.errors import ExitCode
+from kvbench.reading import figures_of
 
 
 def resume_command(folder: RunFolder) -> str:
@@ -55,7 +56,8 @@ def conclude(folder: RunFolder, display: Display, *, cancelled: bool = False) ->
     if state.status != "finished" and (cancelled or state.status == "interrupted"):
         talk(f"interrupted; go on with: {resume_command(folder)}")
         return int(ExitCode.INTERRUPTED)
-    display.report(folder, state)
+    with figures_of(folder.path):
+        display.report(folder, state)
     error = start.failure(folder, state)
     if error is not None:
         raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isfile
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from kvbench.engine.journal import find_run
 from kvbench.errors import ResourceError, UsageError
 from kvbench.files import write_whole
 from kvbench.printable import printable
+from kvbench.reading import figures_of
 from kvbench.report import FORMATS, write
 
 _BY_NAME = {".html": "html", ".htm": "html", ".md": "markdown", ".txt": "text"}
@@ -34,8 +36,10 @@ def report(run: str, output_dir: Path, form: str | None, out: Path | None) -> No
     """
     named = _form_of(out) if out is not None else "text"
     chosen = form or named
-    result = results.load(Path(run) if Path(run).is_file() else find_run(run, output_dir).path)
-    text = write(result, chosen)
+    path = Path(run) if isfile(run) else find_run(run, output_dir).path
+    result = results.load(path)
+    with figures_of(path):
+        text = write(result, chosen)
     if out is None:
         put(text)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import isfile
 from pathlib import Path
 
 import click
@@ -9,10 +10,11 @@ import click
 from kvbench import results
 from kvbench.cli import options
 from kvbench.displays.figures import called, render_run
-from kvbench.displays.streams import put
+from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import EVENTS, find_run
 from kvbench.errors import ResultError
-from kvbench.state import RunState
+from kvbench.reading import figures_of
+from kvbench.state import RunState, replay
 
 
 @click.command()
@@ -24,19 +26,25 @@ def show(run: str, output_dir: Path, form: str) -> None:
 
     RUN is a run's folder, its name under --output-dir, or a result file.
     """
-    state, name, called_so = _read(run, output_dir)
+    state, name, called_so, file = _read(run, output_dir)
     if state.spec is None:
         raise ResultError(f"run '{name}' has not begun: there is nothing to show", hint=f"kvbench run --resume {run}")
-    text = results.dumps(results.build(state, name)).decode() if form == "json" else render_run(state, called_so)
+    with figures_of(file):
+        text = results.dumps(results.build(state, name)).decode() if form == "json" else render_run(state, called_so)
     put(text)
 
 
-def _read(run: str, output_dir: Path) -> tuple[RunState, str, str]:
-    """From the journal where there is one, else from the result file; the run's name, and what commands call it."""
-    if Path(run).is_file():
+def _read(run: str, output_dir: Path) -> tuple[RunState, str, str, Path]:
+    """From the journal where there is one, else from the result file; the run's name, what commands call it, and the file."""
+    if isfile(run):
         result = results.load(Path(run))
-        return results.to_state(result), result["run"], run
+        return results.to_state(result), result["run"], run, Path(run)
     folder = find_run(run, output_dir)
-    if (folder.path / EVENTS).exists() or not folder.result.exists():
-        return folder.state(), folder.name, called(folder)
-    return results.to_state(results.load(folder.path)), folder.name, called(folder)
+    journal = folder.path / EVENTS
+    if journal.exists() or not folder.result.exists():
+        tail = folder.tail()
+        state = replay(tail.poll())
+        if tail.damage:
+            talk(f"warning: {journal}: {tail.damage}")
+        return state, folder.name, called(folder), journal
+    return results.to_state(results.load(folder.path)), folder.name, called(folder), folder.result

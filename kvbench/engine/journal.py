@@ -10,9 +10,10 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from os.path import isfile
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
@@ -20,7 +21,9 @@ from uuid import uuid4
 import orjson
 
 from kvbench import events as ev
-from kvbench.errors import ResourceError, ResultError, RunBusy, UnknownName, UsageError
+from kvbench.engine.soundness import Inspector
+from kvbench.errors import KvbenchError, ResourceError, ResultError, RunBusy, UnknownName, UsageError
+from kvbench.files import read_bytes, without_mark
 from kvbench.spec import RunSpec
 from kvbench.state import RunState, replay
 
@@ -79,16 +82,27 @@ def _whole_lines(fd: int, block: int = 65536) -> int:
 
 
 class Tail:
-    """A reader that returns, at each poll, the events that were written since the last one."""
+    """A reader that returns, at each poll, the events that were written since the last one.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The journal. plan_again: Makes its first event anew where that line is lost; without it such a journal is refused.
+    """
+
+    def __init__(self, path: Path, plan_again: Callable[[float], ev.RunStarted] | None = None) -> None:
         self._path, self._offset, self._lines = path, 0, 0
+        self._plan_again = plan_again
+        self._inspector = Inspector(self._first_event)
+
+    @property
+    def damage(self) -> str | None:
+        """What could not be read so far and what that costs, or ``None``."""
+        return self._inspector.summary()
 
     def poll(self) -> list[ev.Event]:
-        """New events, oldest first; a line without its newline is left for later.
+        """New events, oldest first; a line without its newline is left for later, and one that cannot be read is left out.
 
         Raises:
-            ResultError: a whole line that cannot be read; the message has its number.
+            ResultError: nothing can be read: there is no plan, or the file is no file.
         """
         try:
             with self._path.open("rb") as file:
@@ -96,19 +110,38 @@ class Tail:
                 data = file.read()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise ResultError(f"{self._path} cannot be read: {error.strerror}", hint="start a new run") from error
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [self._decode(line) for line in whole.splitlines()]
+        found = [event for line in whole.split(b"\n")[:-1] for event in self._read(line)]
+        return [*found, *self._inspector.tell()]
 
-    def _decode(self, line: bytes) -> ev.Event:
+    def _read(self, line: bytes) -> Iterator[ev.Event]:
         self._lines += 1
         try:
-            event = ev.decode(line)
+            event = ev.decode(line if self._lines > 1 else without_mark(line))
         except ResultError as error:
-            raise ResultError(f"{self._path}, line {self._lines}: {error.message}", hint="start a new run") from error
+            self._inspector.lose(self._lines, error.message)
+            return
         if isinstance(event, ev.RunStarted) and event.schema != SCHEMA:
             raise ResultError(f"{self._path} has journal schema {event.schema}; this kvbench reads {SCHEMA}", hint="start a new run")
-        return event
+        yield from self._inspector.take(self._lines, event)
+
+    def _first_event(self, at: float) -> ev.RunStarted:
+        """The plan again, where its line is lost.
+
+        Raises:
+            ResultError: it cannot be made.
+        """
+        where = f"{self._path}, line {self._inspector.damaged[0]}"
+        if self._plan_again is None:
+            raise ResultError(f"{where}: {self._inspector.reason}", hint="start a new run")
+        try:
+            return self._plan_again(at)
+        except KvbenchError as error:
+            said = f"{where}: {self._inspector.reason}; its plan cannot be made again: {error.message}"
+            raise ResultError(said, hint="start a new run") from error
 
 
 @dataclass(frozen=True)
@@ -162,15 +195,27 @@ class RunFolder:
             ResultError: ``spec.json`` is missing or broken.
         """
         try:
-            return RunSpec.from_plain(orjson.loads((self.path / SPEC).read_bytes()))
+            return RunSpec.from_plain(orjson.loads(read_bytes(self.path / SPEC))).validate()
         except (OSError, orjson.JSONDecodeError) as error:
             raise ResultError(f"{self.path / SPEC} cannot be read: {error}", hint="start a new run") from error
+        except KvbenchError as error:
+            raise ResultError(f"{self.path / SPEC}: {error.message}", hint="start a new run") from error
 
     def tail(self) -> Tail:
-        return Tail(self.path / EVENTS)
+        return Tail(self.path / EVENTS, self._plan_again)
+
+    def _plan_again(self, at: float) -> ev.RunStarted:
+        """The journal's first event, made from ``spec.json``: the plan is a pure function of it. By which kvbench is not known."""
+        from kvbench.engine.plan import laid_out
+
+        spec = self.spec()
+        units, labels = laid_out(spec)
+        if not units or not labels:
+            raise ResultError(f"{SPEC} names no methods")
+        return ev.RunStarted(at, spec.to_plain(), [unit.to_plain() for unit in units], labels, "", SCHEMA)
 
     def read(self) -> Sequence[ev.Event]:
-        """Every whole event so far; a torn last line is not one."""
+        """Every whole event so far; a torn last line is not one, and neither is one that cannot be read."""
         return self.tail().poll()
 
     def state(self) -> RunState:
@@ -229,7 +274,7 @@ def _slug(spec: RunSpec) -> str:
 
 
 def is_run(path: Path) -> bool:
-    return any((path / part).is_file() for part in (SPEC, EVENTS, RESULT))
+    return any(isfile(path / part) for part in (SPEC, EVENTS, RESULT))
 
 
 def run_names(output_dir: Path) -> list[str]:

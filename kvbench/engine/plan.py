@@ -85,6 +85,16 @@ def plan(spec: RunSpec) -> Plan:
     return Plan(spec, methods, units)
 
 
+def laid_out(spec: RunSpec) -> tuple[list[Unit], list[str]]:
+    """The units and row labels of a plan that was made before, without asking again whether it can be done.
+
+    Raises:
+        UsageError: an evaluator that is not there any more.
+    """
+    labels = sorted((m.label for m in spec.methods), key=lambda label: label != BASELINE)
+    return [unit for evaluator in all_evaluators(spec) for unit in evaluator.units(spec, labels)], labels
+
+
 def resolve_methods(spec: RunSpec, budgets: Mapping[str, BudgetSolved] | None = None) -> dict[str, Method]:
     """Row label → method, the baseline first.
 

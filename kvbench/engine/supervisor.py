@@ -77,9 +77,10 @@ class Supervisor:
             for note in made.spec.notes:
                 self._write(ev.NoteWritten(time.time(), note, "warning"))
             return
-        if self.state.kvbench_version != kvbench.__version__:
+        begun = self.state.kvbench_version or self.state.environment.get("kvbench") or "of an unknown version"
+        if begun != kvbench.__version__:
             raise ResultError(
-                f"this run was begun by kvbench {self.state.kvbench_version}; numbers of this {kvbench.__version__} must not mix with its",
+                f"this run was begun by kvbench {begun}; numbers of this {kvbench.__version__} must not mix with its",
                 hint="start a new run",
             )
         self._write(ev.RunResumed(time.time(), len(self.state.done)))

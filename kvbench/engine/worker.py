@@ -66,6 +66,8 @@ class Context(UnitContext):
 
     def __init__(self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str]) -> None:
         self._unit, self._emit, self._failed = unit, emit, failed
+        self.facts = 0
+        """Records, audits and failures told so far."""
 
     def method_started(self, method: str) -> None:
         self._emit(ev.MethodStarted(time.time(), self._unit.id, method))
@@ -74,10 +76,14 @@ class Context(UnitContext):
         broken = not_finite(data)
         if broken:
             raise FloatingPointError(f"{broken} is not a finite number ({self._unit.evaluator}, {key})")
-        self._emit(ev.RecordMade(time.time(), self._unit.id, self._unit.evaluator, method, key, dict(data)))
+        self._tell(ev.RecordMade(time.time(), self._unit.id, self._unit.evaluator, method, key, dict(data)))
 
     def audited(self, method: str, label: str, checks: Mapping[str, Any]) -> None:
-        self._emit(ev.AuditRecorded(time.time(), method, label, dict(checks)))
+        self._tell(ev.AuditRecorded(time.time(), method, label, dict(checks)))
+
+    def _tell(self, event: ev.RecordMade | ev.AuditRecorded | ev.MethodFailed) -> None:
+        self._emit(event)
+        self.facts += 1
 
     def is_alive(self, method: str) -> bool:
         return method not in self._failed
@@ -100,7 +106,7 @@ class Context(UnitContext):
         if kind == "out of memory":  # only now, when the traceback no longer holds the tensors
             free_memory()
         self._failed.add(method)
-        self._emit(ev.MethodFailed(time.time(), self._unit.id, method, text, kind))
+        self._tell(ev.MethodFailed(time.time(), self._unit.id, method, text, kind))
         if method == BASELINE:
             raise RunFailed(f"the baseline failed in {self._unit.id}: {text}", hint=_baseline_hint(kind))
         return False
@@ -260,11 +266,12 @@ def do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed
     started = time.time()
     emit(ev.UnitStarted(started, unit.id))
     alive = tuple(label for label in unit.methods if label not in failed)
+    context = Context(unit, emit, failed)
     if alive:
-        evaluator.run(replace(unit, methods=alive), session, Context(unit, emit, failed))
+        evaluator.run(replace(unit, methods=alive), session, context)
     gc.collect()  # by itself Python looks for circles after hundreds of units, and a method's may hold its tensors
     now = time.time()
-    emit(ev.UnitFinished(now, unit.id, now - started))
+    emit(ev.UnitFinished(now, unit.id, now - started, context.facts))
 
 
 def die_with(supervisor: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.evaluators.base import BASELINE, Better, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE, fixed
+from kvbench.measures import recorded
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -42,6 +43,7 @@ class AttentionSimilarity(Evaluator):
 
     name: ClassVar[str] = "attention_similarity"
     title: ClassVar[str] = "cosine and total variation of full and compressed attention maps, cosine of outputs, by layer"
+    record: ClassVar[Any] = recorded.Attended
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)

@@ -148,6 +148,8 @@ class Evaluator:
         needs_text: It scores the corpus.
         needs_weights: It means nothing on random weights and refuses them.
         protocols: Protocols it can follow.
+        record: What the data of one record hold, as a type for ``msgspec.convert``; records that a file gives back are held to it.
+            ``None`` holds them to nothing.
     """
 
     name: ClassVar[str]
@@ -155,6 +157,7 @@ class Evaluator:
     needs_text: ClassVar[bool] = False
     needs_weights: ClassVar[bool] = False
     protocols: ClassVar[tuple[str, ...]] = ("prefill", "streaming")
+    record: ClassVar[Any] = None
 
     def check(self, spec: RunSpec) -> None:
         """Refuse before anything is loaded what this evaluator cannot do with ``spec``: unknown names, broken files.

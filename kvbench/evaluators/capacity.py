@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary, UnitContext, param
 from kvbench.evaluators.points import Point
 from kvbench.figures import Figure
-from kvbench.measures import capacities
+from kvbench.measures import capacities, recorded
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -34,6 +34,7 @@ class Capacity(Evaluator):
 
     name: ClassVar[str] = "capacity"
     title: ClassVar[str] = "the largest batch or the longest context that fits, by bisection with real allocation"
+    record: ClassVar[Any] = recorded.Probe
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     find: str = param("batch", "batch or context: which is sought")
     batch: int = param(1, "find=context: sequences at once")

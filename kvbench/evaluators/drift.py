@@ -17,6 +17,7 @@ from kvbench.evaluators.accuracy import Accuracy, accuracies, cells, measured, t
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed, shorten, signed
+from kvbench.measures import recorded
 from kvbench.measures.likeness import GRAM, Likeness, visible
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
@@ -42,6 +43,7 @@ class Drift(Evaluator):
 
     name: ClassVar[str] = "drift"
     title: ClassVar[str] = "free-running greedy text against the baseline's: first divergence, agreement, length, repetition"
+    record: ClassVar[Any] = recorded.Written
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)

@@ -12,6 +12,7 @@ from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, Un
 from kvbench.figures import Figure
 from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores
+from kvbench.measures import recorded
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -48,6 +49,7 @@ class LongBench(Evaluator):
 
     name: ClassVar[str] = "longbench"
     title: ClassVar[str] = "LongBench v1 (QA, summaries, few-shot, code) and v2 (multiple choice) through the compressed cache"
+    record: ClassVar[Any] = recorded.Asked
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     subsets: str = param(ENGLISH, "v1 subsets, or the harness's names of v2 (longbench2_academic_single), joined by +")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.evaluators.points import Point, parse_list, points
+from kvbench.measures import recorded
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -32,6 +33,7 @@ class Memory(Evaluator):
 
     name: ClassVar[str] = "memory"
     title: ClassVar[str] = "stored bytes itemised, bytes per token, allocator peak, NVML or resident memory"
+    record: ClassVar[Any] = recorded.Weighed
     batch: str = param("1", "sequences at once; several as 1+8+32")
     context: str = param("", "prompt lengths, tokens, as 2048+32768; empty is the run's --context")
     steps: int = param(4, "decode steps after the prompt, before the peak is read")

@@ -15,6 +15,7 @@ from kvbench.errors import UsageError
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.evaluators.points import parse_list
 from kvbench.figures import Figure
+from kvbench.measures import recorded
 from kvbench.needles.figures import Shown
 from kvbench.needles.fillers import check_filler, open_filler, read_filler
 from kvbench.needles.questions import KINDS, VALUES, Cell
@@ -35,6 +36,7 @@ class Needle(Evaluator):
 
     name: ClassVar[str] = "needle"
     title: ClassVar[str] = "needles in a haystack: length × depth, single, multi-key, multi-value; effective context"
+    record: ClassVar[Any] = recorded.Found
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     lengths: str = param("", "prompt and answer, tokens, as 1024+4096; empty is five even steps from 256 to the run's --context")

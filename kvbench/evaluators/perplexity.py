@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.evaluators.points import parse_list
+from kvbench.measures import recorded
 from kvbench.measures.paired import paired, shared
 from kvbench.measures.rounding import is_within, rounding_of
 from kvbench.spec import RunSpec
@@ -39,6 +40,7 @@ class Perplexity(Evaluator):
 
     name: ClassVar[str] = "perplexity"
     title: ClassVar[str] = "NLL, perplexity, KL to the baseline, top-1 agreement, ECE on the continuation"
+    record: ClassVar[Any] = recorded.Perplexity
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     context: str = param("", "prompt lengths up to the run's --context, tokens, as 512+1024; empty is the run's")

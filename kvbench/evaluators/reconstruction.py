@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure
-from kvbench.measures import loss_figures, losses
+from kvbench.measures import loss_figures, losses, recorded
 from kvbench.measures.losses import SIDES, Over, Side
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
@@ -43,6 +43,7 @@ class Reconstruction(Evaluator):
 
     name: ClassVar[str] = "reconstruction"
     title: ClassVar[str] = "MSE, cosine and relative error of K and V by layer and head; ranks and bits at which they fail"
+    record: ClassVar[Any] = recorded.Reconstructed
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)

@@ -13,6 +13,7 @@ from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE
 from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores
+from kvbench.measures import recorded
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -40,6 +41,7 @@ class Ruler(Evaluator):
 
     name: ClassVar[str] = "ruler"
     title: ClassVar[str] = "RULER: needles, variable tracking, word counts by length through the compressed cache; effective context"
+    record: ClassVar[Any] = recorded.Ruled
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     tasks: str = param(TASKS, "RULER's tasks by the harness's names, joined by +; also qa_squad, qa_hotpot")

@@ -12,6 +12,7 @@ from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords
 from kvbench.evaluators.points import parse_list
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import fixed
+from kvbench.measures import recorded
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -38,6 +39,7 @@ class Spectrum(Evaluator):
 
     name: ClassVar[str] = "spectrum"
     title: ClassVar[str] = "variance spread and effective rank of K (before and after RoPE) and V by layer; of the model, not of a method"
+    record: ClassVar[Any] = recorded.Spectrum
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     samples: int = param(0, "windows looked at, the run's first; 0 is all of them")

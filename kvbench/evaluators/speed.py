@@ -11,7 +11,7 @@ from kvbench.errors import UsageError
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary, UnitContext, param
 from kvbench.evaluators.points import parse_list, points
 from kvbench.figures import Figure
-from kvbench.measures import speed_figures, speeds
+from kvbench.measures import recorded, speed_figures, speeds
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -40,6 +40,7 @@ class Speed(Evaluator):
 
     name: ClassVar[str] = "speed"
     title: ClassVar[str] = "TTFT (prefill + compress), TPOT, tokens/s by batch and context, beside the byte roofline"
+    record: ClassVar[Any] = recorded.Timed
     batch: str = param("1", "sequences at once; several as 1+8+32")
     context: str = param("", "prompt lengths, tokens, as 2048+32768; empty is the run's --context")
     steps: int = param(16, "decode steps timed")

@@ -11,6 +11,7 @@ from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, Un
 from kvbench.figures import Figure
 from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores, remarks
+from kvbench.measures import recorded
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 
@@ -46,6 +47,7 @@ class Tasks(Evaluator):
 
     name: ClassVar[str] = "tasks"
     title: ClassVar[str] = "lm-evaluation-harness tasks through the compressed cache: accuracy, against the baseline"
+    record: ClassVar[Any] = recorded.Asked
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     names: str = param("gsm8k+mmlu+arc_challenge+arc_easy+hellaswag+winogrande+piqa", "tasks, groups or tags of the harness, joined by +")

@@ -138,7 +138,7 @@ def load(folder: Path | None = None) -> tuple[Entry, ...]:
 def _read(path: Path) -> list[Entry]:
     try:
         found = tomllib.loads(read_text(path), parse_float=Decimal)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # no TOML, no UTF-8, or too long a number or too deep a nesting
         raise PublishedError(f"published figures {path.name} cannot be read: {error}", hint="correct the file") from error
     _check_keys(path.name, found, _TABLES)
     source = _source(path.name, found.get("source"))

@@ -77,7 +77,7 @@ class Header(Widget):
 
     def _third(self, reading: Reading, palette: Palette, width: int) -> list[Segment]:
         state = reading.state
-        if reading.is_still and not self.note:
+        if (reading.is_still or reading.is_freshly_damaged) and not self.note:
             return _ending(reading, self._run, palette, width)
         text = shorten(activity(state), max(10, width // 2 - 4))
         stage = state.stage_done / state.stage_total if state.stage and state.stage_total > 0 else None
@@ -125,6 +125,8 @@ def _verdict(reading: Reading, name: str) -> tuple[str, str]:
     resume = f"go on with kvbench run --resume {name}"
     if reading.broken:
         return f" ✗ The journal cannot be read: {reading.broken}", "error"
+    if reading.damage and (reading.is_freshly_damaged or state.status != "finished"):
+        return f" ! The journal is damaged: {reading.damage}", "warning"
     if reading.is_orphaned:
         return f" ■ The run's process is gone: {resume}", "warning"
     if state.status == "interrupted":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 
 from kvbench import events as ev
 from kvbench.errors import KvbenchError
 from kvbench.figures import Figure
+from kvbench.printable import printable, printable_data
 from kvbench.state import RunState, apply
 from kvbench.summary import Row
 from kvbench.tui.feed import Feed
@@ -16,6 +18,15 @@ from kvbench.tui.log import line_of
 from kvbench.tui.rows import LiveRows
 
 LOG_KEPT = 400
+
+
+def shown(event: ev.Event) -> ev.Event:
+    """The event with every name and message in it fit for a terminal; the data of records go through figures, which see to it."""
+    if isinstance(event, ev.TelemetrySampled):
+        return event
+    parts = {f.name: getattr(event, f.name) for f in fields(event) if f.name != "data"}
+    clean = {name: printable_data(value) for name, value in parts.items()}
+    return event if clean == parts else replace(event, **clean)
 
 
 class Reading:
@@ -32,6 +43,8 @@ class Reading:
         self.log: deque[ev.NoteWritten] = deque(maxlen=LOG_KEPT)
         self.is_orphaned = False
         """Whether the run stands still because no process owns it any more."""
+        self.is_freshly_damaged = False
+        """Whether lines of the journal were lost since a unit was last finished."""
         self.broken: str | None = None
         """Why the journal cannot be read on, if so."""
         self._live_rows = LiveRows()
@@ -44,8 +57,9 @@ class Reading:
         """Take in what is new; whether anything was."""
         if self.broken:
             return False
+        before = self.damage
         try:
-            events = self.feed.poll()
+            events = [shown(event) for event in self.feed.poll()]
         except KvbenchError as error:
             self.broken = error.message
             return True
@@ -54,8 +68,16 @@ class Reading:
             if line is not None:
                 self.log.append(line)
             self.state = apply(self.state, event)
+            self.is_freshly_damaged = self.is_freshly_damaged and not isinstance(event, ev.UnitFinished)
+        self.is_freshly_damaged = self.is_freshly_damaged or self.damage != before
         self.is_orphaned = self.is_orphaned and not events
         return bool(events)
+
+    @property
+    def damage(self) -> str | None:
+        """What of the journal was left out, and what that costs."""
+        damage: str | None = getattr(self.feed, "damage", None)
+        return None if damage is None else printable(damage)
 
     def rows(self) -> list[Row]:
         """One row a method, kept while nothing of them changed."""
