@@ -19,7 +19,7 @@ from kvbench.compare.judge import judge
 from kvbench.compare.thresholds import Threshold, check
 from kvbench.corpora import Windows
 from kvbench.engine.protocol import Runner
-from kvbench.engine.rounding import EVERY, PIECES, SINGLY, TOKENS, movement, prefill
+from kvbench.engine.rounding import EVERY, PIECES, SINGLY, movement, prefill, scored_again
 from kvbench.engine.scoring import TokenScores
 from kvbench.engine.session import Session
 from kvbench.evaluators.base import Measured, Summary, UnitContext
@@ -149,7 +149,12 @@ def test_one_batch_in_some_is_walked_again_and_one_row_of_it(tiny_model: Callabl
     _, kept = scored(model, ["baseline", "knorm"], torch.float32, samples=2 * (EVERY + 1), batch_size=2, context=6, continuation=4)
     with_it = [key for key, data in kept.records["knorm"].items() if "rounding" in data]
     assert with_it == ["0", str(2 * EVERY)]
-    assert kept.records["knorm"]["0"]["rounding"]["tokens"] == min(4, TOKENS)
+    assert kept.records["knorm"]["0"]["rounding"]["tokens"] == 4
+
+
+@pytest.mark.parametrize(("count", "batches", "again"), [(40, 1, 40), (512, 1, 64), (256, 8, 128), (512, 8, 256), (512, 99, 512)])
+def test_a_sixteenth_of_what_is_scored_is_walked_again(count: int, batches: int, again: int) -> None:
+    assert scored_again(count, batches) == again
 
 
 def scores_of(nll: list[float]) -> TokenScores:

@@ -7,11 +7,11 @@ number on the edge of two codes, or of two numbers of the cache's format, falls 
 times larger than the others (Qwen2's keys) one level is more than all that the others hold, and the score moves for good. The row
 is then known no better than that, however narrow its interval over samples is.
 
-What is walked again is the first row of one batch in :data:`EVERY`, alone: its prompt and the first :data:`TOKENS` tokens of its
-continuation, cut as a :class:`Shape` says, by the baseline too, since KL is taken against it. A prompt's attention over pieces is
-another kernel than over the whole; a stream's is the same for any pieces, and libraries sum four rows as they sum four thousand, so
-there the first and the last :data:`SINGLY` tokens come one by one, and only the last are scored. What came of it is summed by
-:mod:`kvbench.measures.rounding`.
+What is walked again is the first row of one batch in :data:`EVERY`, alone: its prompt and as many of its first scored tokens as come
+to a sixteenth of all that is scored, cut as a :class:`Shape` says, by the baseline too, since KL is taken against it. A prompt's
+attention over pieces is another kernel than over the whole; a stream's is the same for any pieces, and libraries sum four rows as
+they sum four thousand, so there the first and the last :data:`SINGLY` tokens come one by one, and only the last are scored. What
+came of it is summed by :mod:`kvbench.measures.rounding`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from kvbench.methods.base import Method
 EVERY = 16
 """One batch in this many is walked again, the first among them."""
 TOKENS = 64
-"""Scored tokens that are walked again; methods that walk token by token pay for each."""
+"""Scored tokens of a sample that are walked again at least, where it has as many; methods that walk token by token pay for each."""
 SINGLY = 16
 """Tokens at either end of a stream that come one by one, the last of them scored."""
 
@@ -74,14 +74,14 @@ class Reshaped:
     """One sequence, to be scored in another shape by each method.
 
     Args:
-        runner: The run's. tokens: ``[1, C + S]``, of which the last S are scored. split: C.
+        runner: The run's. tokens: ``[1, C + S]``, of which the last S are scored. split: C. batches: How many the run has.
         needs: What the methods to come want to know of the prompt. shape: How the tokens are cut.
     """
 
-    def __init__(self, runner: Runner, tokens: Tensor, split: int, needs: Needs, shape: Shape = PIECES) -> None:
+    def __init__(self, runner: Runner, tokens: Tensor, split: int, needs: Needs, batches: int, shape: Shape = PIECES) -> None:
         self.runner, self.shape, self.split = runner, shape, split
         streams = runner.options.protocol == "streaming"
-        self.tokens = tokens[:, : split + (SINGLY if streams else TOKENS)]
+        self.tokens = tokens[:, : split + (SINGLY if streams else scored_again(tokens.shape[1] - split, batches))]
         self.prompt: Prompt | None = None
         if not streams:
             self.prompt = prefill(runner, self.tokens[:, :split], needs, shape)
@@ -134,10 +134,15 @@ def movement(scored: TokenScores, again: TokenScores) -> dict[str, Any]:
     return found
 
 
-def reshaped(runner: Runner, tokens: Tensor, split: int, needs: Needs) -> Reshaped | None:
+def scored_again(count: int, batches: int) -> int:
+    """How many of a sample's ``count`` scored tokens are walked again: the more samples there are, the more they may cost."""
+    return min(count, max(TOKENS, count * min(batches, EVERY) // EVERY))
+
+
+def reshaped(runner: Runner, tokens: Tensor, split: int, needs: Needs, batches: int) -> Reshaped | None:
     """A :class:`Reshaped`, or ``None`` where a second prompt has no room: no figure is to fail for want of its rounding."""
     with suppress(torch.OutOfMemoryError):
-        return Reshaped(runner, tokens, split, needs)
+        return Reshaped(runner, tokens, split, needs, batches)
     return None
 
 

@@ -117,7 +117,8 @@ class _Sample:
         if self.session.spec.protocol == "prefill":
             self.prompt = self.runner.prefill(self.tokens[:, : self.split], needs)
         if is_walked_again(self.batch):
-            self.reshaped = reshaped(self.runner, self.tokens[:1], self.split, needs)
+            batches = self.session.spec.samples // len(self.tokens)
+            self.reshaped = reshaped(self.runner, self.tokens[:1], self.split, needs, batches)
 
     def _continue(self, label: str) -> None:
         runner, method = self.runner, self.session.methods[label]
