@@ -50,7 +50,7 @@ class Source:
     def load_tokenizer(self) -> Any:
         """The tokenizer; of a ``.gguf`` file as the file says, whatever this transformers makes of the family."""
         if self.gguf and self.folder == self.gguf.parent:
-            from kvbench.gguf.header import read_header
+            from kvbench.gguf.reading import read_header
             from kvbench.gguf.tokenizer import read_tokenizer
 
             return read_tokenizer(read_header(self.gguf))

@@ -15,7 +15,8 @@ from kvbench import shape, sources, store
 from kvbench.errors import KvbenchError, ModelError, ResourceError, UnsupportedModel
 from kvbench.gguf import gguf_config
 from kvbench.gguf.convert import convert
-from kvbench.gguf.header import decimal, read_header
+from kvbench.gguf.header import decimal
+from kvbench.gguf.reading import read_header
 from kvbench.gguf.rope import llama3_rule, wavelengths
 from kvbench.spec import ModelSpec
 from kvbench.weights import silent

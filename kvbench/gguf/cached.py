@@ -10,7 +10,7 @@ from typing import Any
 from kvbench import store
 from kvbench.gguf.config import config_of
 from kvbench.gguf.convert import LAYOUT, convert, converted_size
-from kvbench.gguf.header import read_header
+from kvbench.gguf.reading import read_header
 from kvbench.gguf.tokenizer import check_tokenizer
 from kvbench.weights import Progress, cache_folder, hash_weights
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from kvbench.errors import ModelError
 from kvbench.gguf.families import Family, family_of, known
-from kvbench.gguf.header import Header, broken, read_header
+from kvbench.gguf.header import Header, broken
 from kvbench.gguf.keys import Keys
 from kvbench.gguf.layout import check_tensors, config_dtype
+from kvbench.gguf.reading import read_header
 from kvbench.gguf.rope import rope_parameters
 
 TOKENS = "tokenizer.ggml."

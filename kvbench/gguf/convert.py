@@ -15,8 +15,9 @@ import orjson
 from kvbench.errors import ResourceError
 from kvbench.gguf.config import config_of, family_and_sizes
 from kvbench.gguf.decode import blocks_of
-from kvbench.gguf.header import Header, read_header
+from kvbench.gguf.header import Header
 from kvbench.gguf.layout import Part, parts_of
+from kvbench.gguf.reading import read_header
 from kvbench.gguf.tokenizer import check_tokenizer, write_tokenizer
 
 LAYOUT = 1
