@@ -123,6 +123,8 @@ def test_a_prompt_in_pieces_is_the_prompt(tiny_model: Callable[..., Any]) -> Non
     torch.testing.assert_close(pieces.last_hidden, whole.last_hidden, rtol=0, atol=1e-10)
     for a, b in zip(pieces.views, whole.views, strict=True):
         assert (a.seen, a.scaling, a.keys.shape) == (b.seen, b.scaling, b.keys.shape)
+        assert a.keys.is_contiguous()
+        assert a.values.is_contiguous()
         close(a.keys, b.keys), close(a.values, b.values), close(a.positions, b.positions)
         close(a.observed.window, b.observed.window), close(a.observed.attention, b.observed.attention)
         close(a.observed.hidden, b.observed.hidden)

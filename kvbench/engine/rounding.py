@@ -178,7 +178,7 @@ class _Pieces(CaptureLayer):
 
     def finish(self) -> None:
         """Hand over what methods compress, as if it had come at once."""
-        keys, values = (buffer.view() for buffer in self.kept)
+        keys, values = (buffer.view().contiguous() for buffer in self.kept)  # as a forward's own are: methods may view them
         if self.observer is None:
             raise RuntimeError("a prompt that never came cannot be handed over")
         if self.states:
