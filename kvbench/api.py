@@ -120,7 +120,7 @@ def _tokenizer_of(model: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model.name_or_path)
+        return AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
     except Exception as error:
         hint = "pass calibration_tokens=, a tensor of token ids of ordinary text"
         raise UsageError(f"this method is calibrated on text, and no tokenizer is found at '{model.name_or_path}'", hint=hint) from error

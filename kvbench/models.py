@@ -52,7 +52,7 @@ class LoadedModel:
         device: Where tokens go in (the first GPU of a ``device_map``).
         dtype: Number format of weights and activations.
         cache_dtype: Number format in which keys and values are stored.
-        info: What the result records: id, weights_hash, revision, layers, heads, kv_heads, head_dim, hidden_size, vocab_size,
+        info: What the result records: id, weights_hash, config_hash, revision, layers, heads, kv_heads, head_dim, hidden_size, vocab_size,
             parameters, weights_bytes, dtype, cache_dtype, device, device_name, random_weights, tokenizer_hash.
     """
 
@@ -173,6 +173,7 @@ def _info(spec: ModelSpec, source: Source | None, model: Any, shape: Shape, cach
     return {
         "id": spec.id,
         "revision": source.revision if source else None,
+        "config_hash": source.config_hash if source and not spec.random_weights else None,
         **sizes,
         "parameters": sum(p.numel() for p in parameters),
         "weights_bytes": sum(p.numel() * p.element_size() for p in parameters),

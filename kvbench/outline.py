@@ -18,7 +18,7 @@ def outline_of(config: Any) -> Any:
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise refusal(config.to_dict(), "transformers has no causal language model of this type") from error
 

@@ -21,7 +21,7 @@ def build_random(config: Any, spec: ModelSpec, seed: int, device: torch.device, 
         if spec.device_map and device.type == "cuda":
             return spread_random(config, dtype)
         with device:
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
 
 
 def spread_random(config: Any, dtype: torch.dtype, max_memory: dict[Any, Any] | None = None) -> Any:
@@ -32,7 +32,7 @@ def spread_random(config: Any, dtype: torch.dtype, max_memory: dict[Any, Any] | 
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     whole = list(model._no_split_modules or ())
     room = max_memory or get_balanced_memory(model, no_split_module_classes=whole, dtype=dtype)
     places = infer_auto_device_map(model, max_memory=room, no_split_module_classes=whole, dtype=dtype)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvbench import embedded
+from kvbench.checkpoint import config_hash, weight_files
 from kvbench.errors import ModelError
 from kvbench.gguf import gguf_config
 from kvbench.gguf.cached import converted
 from kvbench.shape import check_supported
 from kvbench.spec import ModelSpec
-from kvbench.weights import Progress, weight_files
+from kvbench.weights import Progress
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_AS_DATA = {"local_files_only": True, "trust_remote_code": False}
+"""Code that a checkpoint brings is not run, and nobody is asked whether it should be."""
 _IGNORED = ("consolidated*", "original/*", "onnx/*", "*.pth")
 
 
@@ -39,13 +44,19 @@ class Source:
         """The folder, or the ``.gguf`` file itself: what the hash of the weights is of."""
         return self.gguf or self.folder
 
+    @property
+    def config_hash(self) -> str | None:
+        """Of what ``config.json`` says; a ``.gguf`` file's config is inside it."""
+        return None if self.gguf else config_hash(self.folder)
+
     def load_config(self) -> Any:
         """The config; of a ``.gguf`` file from its header alone."""
         from transformers import AutoConfig
 
         if self.gguf:
             return AutoConfig.for_model(**gguf_config(self.gguf))
-        return AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        with self._own_code("config.json"):
+            return AutoConfig.from_pretrained(self.folder, **_AS_DATA)
 
     def load_tokenizer(self) -> Any:
         """The tokenizer; of a ``.gguf`` file as the file says, whatever this transformers makes of the family."""
@@ -57,16 +68,29 @@ class Source:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         kind = PreTrainedTokenizerFast if self.gguf else AutoTokenizer
-        return kind.from_pretrained(self.folder, local_files_only=True)
+        with self._own_code("tokenizer_config.json"):
+            return kind.from_pretrained(self.folder, **_AS_DATA)
 
     def load_model(self, *, dtype: Any, device_map: Any) -> tuple[Any, dict[str, Any]]:
         """The model, and what loading it found missing or unexpected."""
         from transformers import AutoModelForCausalLM
 
-        model, report = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=dtype, device_map=device_map, output_loading_info=True, local_files_only=True
-        )
+        with self._own_code("config.json"):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=dtype, device_map=device_map, output_loading_info=True, use_safetensors=True, **_AS_DATA
+            )
         return model, report if isinstance(report, dict) else vars(report)
+
+    @contextmanager
+    def _own_code(self, file: str) -> Iterator[None]:
+        """What cannot be loaded without running the checkpoint's own code is refused by name."""
+        try:
+            yield
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            text = f"'{self.folder / file}' asks for Python code of its own (auto_map), and kvbench runs none that comes with a model"
+            raise ModelError(text, hint="use a checkpoint that transformers loads with its own classes") from error
 
 
 def find_source(spec: ModelSpec, progress: Progress, *, weights: bool = True) -> Source:
@@ -85,8 +109,8 @@ def find_source(spec: ModelSpec, progress: Progress, *, weights: bool = True) ->
     source = _local_path(spec.id) or _snapshot(spec, progress, (*_TEXT_FILES, "*.safetensors") if weights else _TEXT_FILES)
     if weights and source.gguf:
         return Source(converted(source.gguf, progress), gguf=source.gguf)
-    if weights and not weight_files(source.weights):
-        raise ModelError(f"'{spec.id}' holds no .safetensors weights", hint="use a checkpoint saved as safetensors, or a .gguf file")
+    if weights:
+        weight_files(source.weights)  # refuses what holds none
     return source
 
 

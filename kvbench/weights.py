@@ -1,21 +1,21 @@
-"""Files of models on this machine: the cache folder, which files hold weights, and their content hashes."""
+"""Files of models on this machine: the cache folder, and the content hashes of what was loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from kvbench.checkpoint import weight_files
+
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``; a total of 0 means that the amount is not known."""
 
 HASH_BLOCK = 8 << 20  # bytes
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -30,16 +30,14 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("kvbench"))
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The files that hold a model's weights, by name: a ``.gguf`` itself, or a folder's ``.safetensors``."""
-    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-
-
 def hash_weights(path: Path, progress: Progress = silent) -> str:
-    """sha256 over the full contents of a model's weight files.
+    """sha256 over the full contents of the files that loading a model reads (:func:`kvbench.checkpoint.weight_files`).
 
-    One file gives its own sha256, several give the sha256 of their ``name:sha256`` lines. A file is read
-    again only when its place, size or time of change differs; the hub's blobs are named by their sha256.
+    One file gives its own sha256, several give the sha256 of their ``name:sha256`` lines. A file is read again only when its
+    place, size or a time of change differs; no file's name is taken for its content.
+
+    Raises:
+        ModelError: there are no such files, or not all.
     """
     digests = {file.name: _file_digest(file, progress) for file in weight_files(path)}
     if len(digests) == 1:
@@ -86,8 +84,6 @@ def write_atomically(file: Path, content: bytes) -> None:
 
 def _file_digest(file: Path, progress: Progress) -> str:
     real = file.resolve()
-    if _SHA256.fullmatch(real.name):
-        return real.name
     known, key = _known_digests(), _key(real)
     if key not in known:
         size = real.stat().st_size
@@ -99,7 +95,7 @@ def _file_digest(file: Path, progress: Progress) -> str:
 
 def _key(real: Path) -> str:
     status = real.stat()
-    return f"{real}|{status.st_size}|{status.st_mtime_ns}"
+    return f"{real}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
 
 
 def _digest_file() -> Path:
@@ -117,4 +113,4 @@ def _known_digests() -> dict[str, str]:
 
 def _alive(known: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Entries whose file is still there."""
-    return {key: digest for key, digest in known if Path(key.rsplit("|", 2)[0]).exists()}
+    return {key: digest for key, digest in known if Path(key.rsplit("|", 3)[0]).exists()}

@@ -380,7 +380,7 @@ def test_pickles_are_refused(name: str, tiny: Source, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / name).write_bytes(pickle.dumps({"layers.0.weight": [0.0]}))
-    with pytest.raises(ModelError, match=r"is a pickle|holds no \.safetensors"):
+    with pytest.raises(ModelError, match=r"is a pickle|as a pickle"):
         asked(tiny, str(folder))
 
 

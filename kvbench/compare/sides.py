@@ -101,7 +101,7 @@ def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def _environment(result: Mapping[str, Any]) -> dict[str, Any]:
     """Flat, without what differs from run to run and means nothing for a figure."""
-    model = {key: result["model"].get(key) for key in ("device_name", "dtype", "cache_dtype")}
+    model = {key: result["model"].get(key) for key in ("device_name", "dtype", "cache_dtype", "config_hash")}
     found = {key: value for key, value in _flat(result["environment"]) if key not in _INCIDENTAL}
     return {"kvbench": result["kvbench_version"], **model, **found}
 
