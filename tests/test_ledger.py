@@ -22,6 +22,7 @@ from kvbench.caches.observe import Observer
 from kvbench.caches.packing import Scheme
 from kvbench.caches.quantised import QuantisedLayer, Side
 from kvbench.caches.ragged import HeldHead, SelectedHeads
+from kvbench.methods.snapkv import SnapKV
 
 pytestmark = pytest.mark.fast
 B, H, D, N = 2, 3, 16, 100  # rows, KV heads, head size, prompt
@@ -43,6 +44,10 @@ class Newest:
 
     def score(self, tokens: TokenView) -> torch.Tensor:
         return tokens.positions
+
+
+def draw(seed: int, *sizes: int) -> torch.Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
 
 
 def context(dtype: torch.dtype = torch.bfloat16, **more: Any) -> LayerContext:
@@ -270,3 +275,28 @@ def test_views_of_one_storage_are_one_tensor() -> None:
     base = torch.zeros(8)
     assert len(reachable_tensors([base[:2], base[2:], base])) == 1
     assert storage_bytes([base[:2], base[2:]]) == 32
+
+
+@pytest.mark.parametrize(("window", "interval", "kept"), [(8, 8, 0), (8, 3, 5), (8, 1, 7), (4, 100, 0)])
+def test_a_held_budget_stores_the_queries_that_its_next_scoring_reads(window: int, interval: int, kept: int) -> None:
+    """No more of them than will still be in the window then, in the cache's own format, at every length of what follows."""
+    method = SnapKV(decode="hold", interval=interval, window=window)
+    layer = method.layer(context(torch.bfloat16))
+    k, v, q = draw(1, 1, H, 24, D), draw(2, 1, H, 24, D), draw(3, 1, 6, 24, D)
+    layer.forward(q, k, v, 1.0)
+    for fresh in range(2 * interval + 1):
+        held = layer.ledger().items
+        past = fresh % interval
+        assert held.get("window queries", 0) == 2 * 6 * D * max(0, min(window, window - interval + past))
+        assert held["positions"] == 4 * H * (12 + past)
+        assert held["keys"] == 2 * H * D * (12 + past)
+        layer.forward(*(draw(100 + fresh, 1, heads, 1, D) for heads in (6, H, H)), 1.0)
+
+
+def test_a_held_budget_has_room_for_what_it_holds_at_most() -> None:
+    layer = SnapKV(decode="hold", interval=5, window=4).layer(context(torch.bfloat16))
+    layer.forward(draw(3, 1, 6, 24, D), draw(1, 1, H, 24, D), draw(2, 1, H, 24, D), 1.0)
+    room = {part.name: part.tensor.shape[2] for part in layer.parts() if part.tensor.dim() == 4}
+    for _ in range(12):
+        layer.forward(*(draw(7, 1, heads, 1, D) for heads in (6, H, H)), 1.0)
+    assert room == {part.name: part.tensor.shape[2] for part in layer.parts() if part.tensor.dim() == 4} == dict.fromkeys(room, 12 + 5)

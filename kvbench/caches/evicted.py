@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kvbench.caches.buffers import TokenBuffer, gather_tokens
+from kvbench.caches.buffers import BLOCK, TokenBuffer, gather_tokens
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.ledger import Part
@@ -61,7 +61,8 @@ class EvictedLayer(DenseLayer):
     """Keeps the best tokens of each KV head.
 
     ``prefill``: the prompt is cut once to ``rule.kept(prompt)`` tokens; the cache then grows, or is cut down to
-    the same number again after every ``rule.evict_every`` tokens. ``streaming``: after every ``chunk_size``
+    the same number again after every ``rule.evict_every`` tokens: for that, positions are held, and of what the score reads
+    of the queries just what it will read then. ``streaming``: after every ``chunk_size``
     tokens it is cut to ``rule.kept(context)``.
 
     Args:
@@ -89,15 +90,19 @@ class EvictedLayer(DenseLayer):
 
     def take(self, prompt: TokenView, index: Tensor) -> None:
         """Keep the prompt's tokens at ``index`` ``[B, Hkv, m]``, and that many while decoding."""
-        self.keys_store.append(gather_tokens(prompt.keys, index))
-        self.values_store.append(gather_tokens(prompt.values, index))
-        if self.positions is None:
+        kept = [gather_tokens(rows, index) for rows in (prompt.keys, prompt.values, prompt.positions[..., None])]
+        buffers = [self.keys_store.buffer, self.values_store.buffer, self.positions]
+        for rows, buffer in zip(kept, buffers, strict=True):
+            if buffer is not None:
+                buffer.reserve(rows.shape[2] + min(self.every or 0, BLOCK), like=rows)  # what is held at most is known
+                buffer.append(rows)
+        if self.every is None:
             return
         self.budget, self.origin = index.shape[-1], prompt.seen
-        self.positions.append(prompt.positions.gather(2, index)[..., None].int())
         if self.needs.any:
-            self.observer = prompt.observed.fork(self.needs)
+            self.observer = prompt.observed.fork(self.needs, dtype=self.context.dtype)
             self.observer.keep(index)
+            self.observer.forget(self.every)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         super().append(keys, values)
@@ -114,18 +119,23 @@ class EvictedLayer(DenseLayer):
         return max(to_boundary, to_boundary + (room - to_boundary) // self.every * self.every)
 
     def settle(self) -> None:
-        """At a boundary, evict down to the budget."""
+        """At a boundary, evict down to the budget; then keep of the window's queries what the next scoring will read."""
         if self.every is None or self.budget is None or self.positions is None:
             return
-        if (self.seen - self.origin) % self.every or self.keys_store.length <= self.budget:
-            return
+        past = (self.seen - self.origin) % self.every
+        if not past and self.keys_store.length > self.budget:
+            self._evict(self.budget)
+        if self.observer is not None:
+            self.observer.forget(self.every - past)
+
+    def _evict(self, budget: int) -> None:
         ranked = ranking(self.rule.score(self._view()))
         held = [h for h in (self.keys_store, self.values_store, self.positions, self.observer) if h is not None]
         for holder in held:
-            if ranked.shape[-1] == self.budget + 1 and not self.rule.in_order:
+            if ranked.shape[-1] == budget + 1 and not self.rule.in_order:
                 holder.replace_by_newest(ranked[..., -1:])
             else:
-                holder.keep(ranked[..., : self.budget].sort(-1).values)
+                holder.keep(ranked[..., :budget].sort(-1).values)
 
     def _view(self) -> TokenView:
         if self.positions is None:

@@ -334,8 +334,9 @@ class LayerCache(TaggedLayer):
         observer.follow(q, k, 0, self.hidden)
         return prompt_view(k, v, self.scaling, observer, self.context)
 
-    def _new_observer(self) -> Observer:
-        return Observer(self.needs, self.scaling, self.context.rope, self.context.artefacts)
+    def _new_observer(self, dtype: torch.dtype | None = None) -> Observer:
+        """``dtype`` is that of window queries which the layer stores."""
+        return Observer(self.needs, self.scaling, self.context.rope, self.context.artefacts, dtype)
 
     def adopt(self, prompt: TokenView) -> None:
         """Compress a prompt that was prefilled here or for many methods at once."""
@@ -346,7 +347,7 @@ class LayerCache(TaggedLayer):
     def extend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Fresh tokens through the cache, block by block; exactly what one at a time would give."""
         if self.observer is None and self.context.protocol == "streaming" and self.needs.any:
-            self.observer = self._new_observer()
+            self.observer = self._new_observer(self.context.dtype)
         self.batch = q.shape[0]
         total, done, outs, hidden = q.shape[2], 0, [], self.hidden
         while done < total:

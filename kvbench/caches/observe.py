@@ -94,10 +94,14 @@ class Observer:
         needs: What is asked for; nothing else is computed or held.
         scaling: The model's softmax scale. rope: Its rotary embedding, for ``needs.moments``.
         artefacts: The layer's calibrated tensors, for ``needs.surrogate``.
+        dtype: Format in which window queries are held: a cache that stores them stores them as it does keys; ``None`` is their own.
     """
 
-    def __init__(self, needs: Needs, scaling: float, rope: Rope | None = None, artefacts: Mapping[str, Tensor] | None = None) -> None:
-        self.needs, self.scaling, self.rope, self.artefacts = needs, scaling, rope, artefacts or {}
+    def __init__(
+        self, needs: Needs, scaling: float, rope: Rope | None = None, artefacts: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        self.needs, self.scaling, self.rope, self.artefacts, self.dtype = needs, scaling, rope, artefacts or {}, dtype
         self.moments = [Moments(skip) for skip in needs.moments]
         self._window: TokenBuffer | None = None
         self._sums: TokenBuffer | None = None
@@ -146,13 +150,13 @@ class Observer:
             scores = surrogate_scores(hidden, self.artefacts, name)
             self._scores.setdefault(name, TokenBuffer("surrogate scores", scores.dtype)).append(scores[..., None])
 
-    def fork(self, needs: Needs, cell: Cell | None = None) -> Self:
+    def fork(self, needs: Needs, cell: Cell | None = None, dtype: torch.dtype | None = None) -> Self:
         """An observer of its own that goes on from here with what ``needs`` asks for; this one may be shared.
 
-        ``cell`` takes one row of the batch and one KV head, with its query heads.
+        ``cell`` takes one row of the batch and one KV head, with its query heads; ``dtype`` as at the start, else this one's.
         """
         rows, queries, keys = (slice(None),) * 3 if cell is None else (cell.rows, cell.queries, cell.keys)
-        mine = type(self)(needs, self.scaling, self.rope, self.artefacts)
+        mine = type(self)(needs, self.scaling, self.rope, self.artefacts, dtype or self.dtype)
         mine.moments = [m.part(rows, queries) for m in self.moments if m.skip in needs.moments]
         if needs.window and self._window is not None:
             mine._keep_window(self._window.view()[rows, queries])
@@ -163,12 +167,17 @@ class Observer:
 
     def _keep_window(self, q: Tensor) -> None:
         if self._window is None:
-            self._window = TokenBuffer("window queries", q.dtype)
+            self._window = TokenBuffer("window queries", self.dtype or q.dtype)
         newest = q[:, :, -self.needs.window :]
         leaving = self._window.length + newest.shape[2] - self.needs.window
         if leaving > 0:
             self._window.drop_front(leaving)
         self._window.append(newest)
+
+    def forget(self, coming: int) -> None:
+        """Let go of window queries that ``coming`` newer ones will have pushed out before any is read."""
+        if self._window is not None:
+            self._window.drop_front(max(0, self._window.length - max(0, self.needs.window - coming)))
 
     def _add_attention(self, q: Tensor, keys: Tensor) -> None:
         """Add the block's attention, a slab of queries at a time; its own tokens start at zero."""

@@ -25,7 +25,7 @@ from kvbench.calibration.replay import SAMPLES, Pair, cut, replay
 from kvbench.errors import ModelError
 from kvbench.sources import find_source
 from kvbench.spec import ModelSpec
-from kvbench.weights import weight_files
+from kvbench.checkpoint import weight_files
 
 if TYPE_CHECKING:
     from kvbench.caches.cache import Artefacts

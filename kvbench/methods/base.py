@@ -124,7 +124,8 @@ class Eviction(Method):
 
     The prompt is cut once after its own attention to ``max(1, ⌊n · (1 − ratio)⌋)`` tokens. ``decode=grow``: the
     cache grows after it. ``decode=hold``: after every ``interval`` tokens the kept and the fresh are scored
-    again and cut to the same number. Kept keys keep their original RoPE positions.
+    again and cut to the same number; what that takes is stored beside the tokens: their positions, and of window queries
+    those that ``interval`` newer ones leave in the window. Kept keys keep their original RoPE positions.
     """
 
     family: ClassVar[str] = "eviction"
