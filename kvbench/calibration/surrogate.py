@@ -22,10 +22,10 @@ from kvbench.caches.surrogate import PARTS
 from kvbench.calibration.files import load_tensors, save_tensors
 from kvbench.calibration.regression import NormalEquations, Parts, best_strength, fit_network, spread
 from kvbench.calibration.replay import SAMPLES, Pair, cut, replay
+from kvbench.checkpoint import weight_files
 from kvbench.errors import ModelError
 from kvbench.sources import find_source
 from kvbench.spec import ModelSpec
-from kvbench.checkpoint import weight_files
 
 if TYPE_CHECKING:
     from kvbench.caches.cache import Artefacts
