@@ -23,8 +23,9 @@ from kvbench.errors import KvbenchError, ResourceError, ResultError
 from kvbench.evaluators.base import BASELINE, Measured
 from kvbench.files import read_bytes, write_whole
 from kvbench.schema import check_result
+from kvbench.shared import Sharing
 from kvbench.spec import MethodSpec, RunSpec
-from kvbench.state import MethodState, MethodStatus, RunState
+from kvbench.state import MethodState, MethodStatus, Records, RunState
 from kvbench.summary import cache_dtype_of, fields_of, measured_of, summarise
 
 SCHEMA = 1
@@ -58,25 +59,38 @@ def build(state: RunState, name: str) -> dict[str, Any]:
     summaries = summarise(state)
     of = {"cache_dtype": cache_dtype_of(state)}
     rows = [_row(row, of | fields_of(summaries, row.label), measured_of(summaries, row.label)) for row in state.methods.values()]
+    share = Sharing(state.spec.to_plain())
     built = {
         "schema": SCHEMA,
         "run": name,
         "complete": state.status == "finished" and not state.lost,
         "kvbench_version": state.kvbench_version or str(state.environment.get("kvbench") or ""),
         "protocol": state.spec.protocol,
-        "spec": state.spec.to_plain(),
-        "environment": dict(state.environment),
-        "model": dict(state.model),
-        "corpus": dict(state.corpus),
-        "prepared": {name: dict(facts) for name, facts in state.prepared.items()},
+        "spec": share.facts(state.spec.to_plain()),
+        "environment": share.facts(state.environment),
+        "model": share.facts(state.model),
+        "corpus": share.facts(state.corpus),
+        "prepared": share.messages(state.prepared),
         "baseline_perplexity": fields_of(summaries, BASELINE).get("perplexity"),
-        "results": rows,
-        "records": state.records,
-        "lost": dict(state.lost),
+        "results": [{**share.facts(row), **share.messages({key: row[key] for key in MESSAGES})} for row in rows],
+        "records": _shared(state.records, share),
+        "lost": share.messages(state.lost),
         "seconds": state.active_seconds,
     }
     plain: dict[str, Any] = orjson.loads(dumps(built))
     return plain
+
+
+MESSAGES = ("error", "audit_checks")
+"""What a row says in words of others."""
+
+
+def _shared(records: Records, share: Sharing) -> dict[str, Any]:
+    """Records under labels without paths, and what failed in them told without."""
+    return {
+        evaluator: {share.facts(label): {key: share.record(data) for key, data in of.items()} for label, of in methods.items()}
+        for evaluator, methods in records.items()
+    }
 
 
 def _row(row: MethodState, found: Mapping[str, Any], measured: Sequence[Measured]) -> dict[str, Any]:
