@@ -91,9 +91,12 @@ def _write_sizes(writer: Writer, config: Any) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.model_type == "starcoder2":
+        writer.add_layer_norm_eps(config.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_file_type(0)
-    if config.model_type != "phi3":
+    if config.model_type not in ("phi3", "olmo2", "starcoder2"):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     for name, add in {
@@ -101,6 +104,10 @@ def _write_sizes(writer: Writer, config: Any) -> None:
         "final_logit_softcapping": writer.add_final_logit_softcapping,
         "shared_expert_intermediate_size": writer.add_expert_shared_feed_forward_length,
         "moe_intermediate_size": writer.add_expert_feed_forward_length,
+        "attention_multiplier": writer.add_attention_scale,
+        "embedding_multiplier": writer.add_embedding_scale,
+        "residual_multiplier": writer.add_residual_scale,
+        "logits_scaling": writer.add_logit_scale,
         "num_experts_per_tok": writer.add_expert_used_count,
     }.items():
         if getattr(config, name, None):
@@ -164,7 +171,7 @@ def gguf_tensors(model: Any, name: str) -> dict[str, np.ndarray[Any, Any]]:
         array = weight.numpy()
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if name == "llama" and ("q_proj" in key or "k_proj" in key):
+        if name in ("llama", "granite") and ("q_proj" in key or "k_proj" in key):
             array = _side_by_side(array, config.num_attention_heads if "q_proj" in key else config.num_key_value_heads)
         if name.startswith("gemma") and key.endswith("norm.weight"):
             array = array + 1

@@ -67,6 +67,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": GEMMA3_ROPE,
         },
     ),
+    "granite": (
+        "granite",
+        {"attention_multiplier": 0.3, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    ),
+    "olmo2": ("olmo2", {}),
+    "starcoder2": ("starcoder2", {"tie_word_embeddings": True, "sliding_window": None}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "qwen2 experts": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 40, "norm_topk_prob": False}),
     "qwen3 experts": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),

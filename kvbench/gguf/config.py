@@ -114,7 +114,7 @@ def _inner(keys: Keys, family: Family) -> dict[str, int]:
     """Widths of the feed-forward parts; a file of experts may leave out the width of what it has not."""
     if "ffn_gate_inp" not in family.weights:
         width = keys.size("feed_forward_length")
-        return {"inner": width, "up": width if "ffn_gate" in family.weights else 2 * width}
+        return {"inner": width, "up": 2 * width if "attn_qkv" in family.weights else width}
     experts = keys.size("expert_count")
     tables = {name: keys.header.tensors.get(f"blk.0.{name}.weight") for name in ("ffn_gate_exps", "ffn_gate_shexp")}
     rows = {name: table.shape[-2] if table and len(table.shape) > 1 else 1 for name, table in tables.items()}
@@ -140,7 +140,7 @@ def _common(keys: Keys, family: Family, sizes: Mapping[str, int]) -> dict[str, A
         "num_key_value_heads": sizes["kv_heads"],
         "head_dim": sizes["head"],
         "max_position_embeddings": sizes["context"],
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        family.epsilon[0]: keys.number(family.epsilon[1]),
         "vocab_size": sizes["vocabulary"],
         "tie_word_embeddings": "output.weight" not in keys.header.tensors,
         "bos_token_id": tokens["bos_token_id"],
@@ -170,7 +170,7 @@ def _rope(keys: Keys, family: Family, sizes: Mapping[str, int]) -> dict[str, Any
 
 
 def _check_scale(keys: Keys, sizes: Mapping[str, int]) -> None:
-    """Refuse an attention scale that the config cannot hold; Gemma 2 and 3 have a field for theirs."""
+    """Refuse an attention scale that the config cannot hold; Gemma 2 and 3 and Granite have a field for theirs."""
     scale = keys.optional("attention.scale")
-    if scale and keys.architecture not in ("gemma2", "gemma3") and not math.isclose(scale, sizes["head"] ** -0.5, rel_tol=1e-6):
+    if scale and keys.architecture not in ("gemma2", "gemma3", "granite") and not math.isclose(scale, sizes["head"] ** -0.5, rel_tol=1e-6):
         raise keys.refused(f"{keys.architecture}.attention.scale", scale)

@@ -51,6 +51,9 @@ FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+WIDE_NORMS = {"attn_q_norm": ("queries",), "attn_k_norm": ("keys",)}
+TWO = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
 DENSE = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
 FUSED = {"attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
 EXPERTS = {
@@ -82,11 +85,13 @@ class Family:
     Attributes:
         model_type, model_class: transformers' names.
         weights: Of one layer, GGUF's name → transformers'.
-        biases: Tensors of a layer that have a bias too.
+        biases: Tensors of a layer that have a bias too (and ``output_norm``).
         optional_biases: Groups of which a file has all or none, with the config field that says so.
         interleaved: Rows of queries and keys are stored with the halves of each head that turn into each other side by side.
         shifted: Norms hold one more than transformers' weight.
         partial: A part of a head's channels may turn.
+        epsilon: The config field of the norms' epsilon, and the file's key.
+        shapes: What differs from :data:`SHAPES`.
         extra: Fields of the config that this family alone has.
     """
 
@@ -98,6 +103,8 @@ class Family:
     interleaved: bool = False
     shifted: bool = False
     partial: bool = False
+    epsilon: tuple[str, str] = ("rms_norm_eps", "attention.layer_norm_rms_epsilon")
+    shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extra: Extra = lambda keys, sizes: {}
 
 
@@ -204,6 +211,19 @@ def _kinds(keys: Keys, sizes: Mapping[str, int], period: int) -> list[str]:
     return ["sliding_attention" if slides else "full_attention" for slides in marks]
 
 
+def _granite(keys: Keys, sizes: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "attention_multiplier": float(keys.optional("attention.scale") or sizes["head"] ** -0.5),
+        "embedding_multiplier": float(keys.optional("embedding_scale") or 1.0),
+        "residual_multiplier": float(keys.optional("residual_scale") or 1.0),
+        "logits_scaling": float(keys.optional("logit_scale") or 1.0),
+    }
+
+
+def _starcoder2(keys: Keys, sizes: Mapping[str, int]) -> dict[str, Any]:
+    return _window(keys, sizes) | {"use_bias": True, "hidden_act": "gelu_pytorch_tanh"}
+
+
 _BIASED = {"attention_bias": ("attn_q", "attn_k", "attn_v", "attn_output"), "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down")}
 _PLAIN = ATTENTION | NORMS | DENSE
 _QKV = ("attn_q", "attn_k", "attn_v")
@@ -221,6 +241,16 @@ _FAMILIES: Mapping[str, Family] = {
         extra=lambda keys, sizes: {"use_sliding_window": False},
     ),
     "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", ATTENTION | HEAD_NORMS | NORMS | EXPERTS, extra=_qwen3_moe),
+    "granite": Family("granite", "GraniteForCausalLM", _PLAIN, optional_biases=_BIASED, interleaved=True, extra=_granite),
+    "olmo2": Family("olmo2", "Olmo2ForCausalLM", ATTENTION | HEAD_NORMS | AFTER | DENSE, shapes=WIDE_NORMS),
+    "starcoder2": Family(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        ATTENTION | NORMS | TWO,
+        biases=(*ATTENTION, *NORMS, *TWO, "output_norm"),
+        epsilon=("norm_epsilon", "attention.layer_norm_epsilon"),
+        extra=_starcoder2,
+    ),
     "phi3": Family("phi3", "Phi3ForCausalLM", NORMS | FUSED, partial=True, extra=_phi3),
     "gemma": Family("gemma", "GemmaForCausalLM", _PLAIN, shifted=True, extra=_gemma),
     "gemma2": Family("gemma2", "Gemma2ForCausalLM", ATTENTION | FOUR_NORMS | DENSE, shifted=True, extra=_gemma2),

@@ -97,6 +97,8 @@ def _wanted(header: Header, family: Family, sizes: Mapping[str, int]) -> dict[st
         "token_embd.weight": _Wanted("model.embed_tokens.weight", table),
         "output_norm.weight": _Wanted("model.norm.weight", (sizes["hidden"],), shift=shift),
     }
+    if "output_norm" in family.biases:
+        wanted["output_norm.bias"] = _Wanted("model.norm.bias", (sizes["hidden"],))
     if "output.weight" in header.tensors:
         wanted["output.weight"] = _Wanted("lm_head.weight", table)
     if sizes["layers"] > len(header.tensors):
@@ -104,7 +106,7 @@ def _wanted(header: Header, family: Family, sizes: Mapping[str, int]) -> dict[st
     biased = {*family.biases, *_given_biases(header, family)}
     for layer in range(sizes["layers"]):
         for name, module in family.weights.items():
-            shape = tuple(sizes[size] for size in SHAPES[name])
+            shape = tuple(sizes[size] for size in (family.shapes.get(name) or SHAPES[name]))
             heads = {"attn_q": sizes["heads"], "attn_k": sizes["kv_heads"]}.get(name, 0) if family.interleaved else 0
             here = f"model.layers.{layer}.{module}"
             wanted[f"blk.{layer}.{name}.weight"] = _Wanted(f"{here}.weight", shape, heads, shift if name.endswith("norm") else 0.0)
