@@ -207,7 +207,8 @@ def test_keys_without_effect_are_taken(llama: Any, tmp_path: Path) -> None:
     def harmless(writer: Writer) -> None:
         for name, value in {
             "general.license": "mit", "general.tags": ["a", "b"], "quantize.imatrix.file": "x", "llama.attention.causal": True,
-            "llama.rope.scaling.finetuned": False, "llama.logit_scale": 1.0, "llama.expert_count": 0, "llama.vocab_size": 300,
+            "llama.rope.scaling.finetuned": False, "llama.logit_scale": 1.0, "llama.expert_count": 0,
+            "llama.expert_used_count": 0, "llama.vocab_size": 300,
             "llama.rope.scaling.type": "none", "tokenizer.ggml.fim_pre_token_id": 2, "tokenizer.chat_template.tool": "x", "split.count": 1,
         }.items():  # fmt: skip
             key(name, value)(writer)

@@ -88,10 +88,11 @@ def read_tokenizer(header: Header) -> Any:
         raise
     except Exception as error:  # the tokenizers library raises Exception itself
         raise broken(header.path, f"its tokenizer cannot be built ({error})") from error
+    template = values.get("tokenizer.chat_template")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
-        chat_template=values.get("tokenizer.chat_template"),
+        chat_template=template if isinstance(template, str) else None,
         **{name: token for name, token in named.items() if token is not None},
     )
 
@@ -178,19 +179,23 @@ def _add_template(tokenizer: Any, header: Header, named: Mapping[str, str | None
     values = header.values
     split = SPLITS.get(values.get(TABLES + "pre", "default"))
     by_rule = values[TABLES + "model"] == "llama" or (split is not None and split.bos)
-    bos = "bos_token" if values.get(TABLES + "add_bos_token", by_rule) else None
-    eos = "eos_token" if values.get(TABLES + "add_eos_token", False) else None
-    around = [named[name] if name else None for name in (bos, eos)]
-    for name, token in zip((bos, eos), around, strict=True):
-        if name and token is None:
-            raise broken(header.path, f"its tokenizer adds a {name} and names none")
-    if not any(around):
+    asked = {
+        "bos_token": values.get(TABLES + "add_bos_token", by_rule),
+        "eos_token": values.get(TABLES + "add_eos_token", False),
+    }
+    before, after = (_asked(header, named, name) if wanted else [] for name, wanted in asked.items())
+    if not before and not after:
         return
-    text = " ".join(part for part in (bos and "$BOS", "$A", eos and "$EOS") if part)
-    pieces = {"$BOS": around[0], "$EOS": around[1]}
-    single = [pieces.get(part, part) for part in text.split()]
+    second = [f"{part}:1" for part in (*before, "$B", *after)]
     tokenizer.post_processor = TemplateProcessing(
-        single=[str(part) for part in single],
-        pair=[str(part) for part in single] + [f"{part}:1" for part in (pieces.get(p, p.replace("$A", "$B")) for p in text.split())],
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys(around) if token],
+        single=[*before, "$A", *after],
+        pair=[*before, "$A", *after, *second],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((*before, *after))],
     )
+
+
+def _asked(header: Header, named: Mapping[str, str | None], name: str) -> list[str]:
+    token = named[name]
+    if token is None:
+        raise broken(header.path, f"its tokenizer adds a {name} and names none")
+    return [token]
