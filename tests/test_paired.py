@@ -122,6 +122,12 @@ def test_a_few_answers_lost_are_not_shown_and_fail_no_build(total: int, lost: in
     assert check([Threshold.parse("acc:-1%")], [f], ["m"]).crossed == []
 
 
+def test_errors_that_vanish_are_answers_won() -> None:
+    wrong, right = (Measured("err", v, "1", "paired", "lower", samples={str(i): v for i in range(9)}) for v in (1.0, 0.0))
+    f = compared(wrong, right)
+    assert (f.verdict, f.test, f.note) == ("+", MCNEMAR, "0 lost, 9 won")
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
 def test_scores_that_are_all_equal_say_little_of_few_questions(value: float) -> None:
     f = compared(*[measured("acc", "", {str(i): value for i in range(3)})] * 2)

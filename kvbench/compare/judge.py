@@ -127,13 +127,14 @@ def _paired(pair: Pair, a: Measured, b: Measured) -> Finding:
     change = (_ratio if a.scale == "log" else _linear)(value_a, test.difference, test.low, test.high)
     rounded = is_within(test.difference, a.rounding, b.rounding)
     note = "one sample: not tested" if test.p is None else _ROUNDED if test.is_shown and rounded else note
-    note = " · ".join(filter(None, (_flips(left, right) if test.test == MCNEMAR else "", note)))
+    note = " · ".join(filter(None, (_flips(left, right, a.better) if test.test == MCNEMAR else "", note)))
     return _finding(pair, value_a, value_b, change, test.p, counts, test.is_shown and not rounded, note, test=test.test)
 
 
-def _flips(left: Sequence[float], right: Sequence[float]) -> str:
+def _flips(left: Sequence[float], right: Sequence[float], better: str) -> str:
     """How many answers became wrong, and right."""
-    lost, won = sum(a > b for a, b in zip(left, right, strict=True)), sum(a < b for a, b in zip(left, right, strict=True))
+    fell, rose = (sum(b - a == by for a, b in zip(left, right, strict=True)) for by in (-1.0, 1.0))
+    lost, won = (rose, fell) if better == "lower" else (fell, rose)
     return f"{lost} lost, {won} won" if lost or won else ""
 
 
