@@ -14,7 +14,7 @@ from kvbench.checkpoint import config_hash, weight_files
 from kvbench.errors import ModelError
 from kvbench.gguf import gguf_config
 from kvbench.gguf.cached import converted
-from kvbench.shape import check_supported
+from kvbench.gguf.early import check_gguf, is_gguf
 from kvbench.spec import ModelSpec
 from kvbench.weights import Progress
 
@@ -128,10 +128,10 @@ def local_source(spec: ModelSpec) -> Source | None:
 def _local_path(name: str) -> Source | None:
     """A folder or ``.gguf`` file, or ``None`` where ``name`` reads as a hub id."""
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
+    if is_gguf(path):
         if not path.is_file():
             raise ModelError(f"there is no file '{name}'", hint="check --model")
-        check_supported(gguf_config(path))  # from the header alone, before anything heavy is imported
+        check_gguf(path)  # from the header alone, before anything heavy is imported
         return Source(path.parent, gguf=path)
     if path.is_dir():
         if not (path / "config.json").is_file():

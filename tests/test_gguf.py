@@ -303,10 +303,10 @@ def test_a_damaged_file_is_refused_at_once(llama_file: Path, tmp_path: Path) -> 
 def test_a_bit_that_flips_in_a_header_never_ends_otherwise(llama_file: Path, tmp_path: Path) -> None:
     import random
 
-    whole, rng, file = llama_file.read_bytes(), random.Random(0), tmp_path / "bad.gguf"
+    whole, rng = llama_file.read_bytes(), random.Random(0)
     end = min(tensor.offset for tensor in read_header(llama_file).tensors.values())
-    for _ in range(300):
-        content = bytearray(whole)
+    for number in range(300):
+        content, file = bytearray(whole), tmp_path / f"{number}.gguf"  # a file of its own: one that did not change is not read again
         for _ in range(rng.choice((1, 1, 4))):
             content[rng.randrange(end)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
         file.write_bytes(content)
@@ -432,3 +432,10 @@ def test_a_run_is_refused_from_the_header_before_it_has_a_folder(tmp_path: Path,
         assert "rotate keys differently" in asked.stderr
         assert " torch\n" not in asked.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_tokenizer_that_is_not_understood_is_refused_before_anything_is_hashed(llama: Any, tmp_path: Path) -> None:
+    file = changed(llama, tmp_path / "a.gguf", key("tokenizer.ggml.strange", 1))
+    for weights in (False, True):
+        with pytest.raises(ModelError, match=r"tokenizer\.ggml\.strange"):
+            sources.find_source(ModelSpec(str(file)), lambda stage, *_: pytest.fail(stage), weights=weights)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kvbench import store
-from kvbench.gguf.config import config_of
 from kvbench.gguf.convert import LAYOUT, convert, converted_size
+from kvbench.gguf.early import check_gguf
 from kvbench.gguf.reading import read_header
-from kvbench.gguf.tokenizer import check_tokenizer
 from kvbench.weights import Progress, cache_folder, hash_weights
 
 
@@ -24,9 +23,8 @@ def converted(gguf: Path, progress: Progress) -> Path:
         ModelError: the file is damaged, or something in it is not understood; before anything is hashed.
         ResourceError: the cache folder cannot be written, or is too full.
     """
+    check_gguf(gguf)
     header = read_header(gguf)
-    config_of(header)
-    check_tokenizer(header)
     try:
         digest = hash_weights(gguf, progress)
     except OSError as error:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +29,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
         ModelError: the file cannot be read, is damaged or cut short, or lacks a key or tensor.
         UnsupportedModel: its architecture, a key or a tensor is not understood; named.
     """
-    return copy.deepcopy(_read(path, *_state(path)))
-
-
-@lru_cache(maxsize=8)
-def _read(path: Path, *state: int) -> dict[str, Any]:
     return config_of(read_header(path))
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    """What changes when the file does; nothing where it cannot be looked at, which reading it will say."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns
 
 
 def config_of(header: Header) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,25 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a GGUF file.
+    """Read the header of a GGUF file; a file that did not change since is not read again.
 
     Raises:
         ModelError: it cannot be read, is damaged or cut short, or is of another version or byte order.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            _check_start(path, start)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _Walk(path, content).header()
+        status = path.stat()
+        return _read(path, status.st_size, status.st_mtime_ns)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ModelError(f"'{path.name}' cannot be read: {reason}", hint="check --model") from error
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, *_: int) -> Header:
+    with path.open("rb") as file:
+        _check_start(path, file.read(8))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Walk(path, content).header()
 
 
 def _check_start(path: Path, start: bytes) -> None:

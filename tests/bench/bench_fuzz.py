@@ -343,6 +343,7 @@ def gguf_file(path: Path) -> bytes:
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_token_list(["<s>", "a", "b"])
+    writer.add_token_scores([0.0, -1.0, -2.0])
     writer.add_tokenizer_model("llama")
     sizes = {
         "token_embd": (3, 32), "blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32), "blk.0.attn_output": (32, 32),
