@@ -26,7 +26,7 @@ from kvbench.schema import check_result
 from kvbench.shared import Sharing
 from kvbench.spec import MethodSpec, RunSpec
 from kvbench.state import MethodState, MethodStatus, Records, RunState
-from kvbench.summary import cache_dtype_of, fields_of, measured_of, summarise
+from kvbench.summary import cache_dtype_of, fields_of, measured_of, same_tokens, summarise
 
 SCHEMA = 1
 KINDS: Mapping[str, type | tuple[type, ...]] = {
@@ -58,7 +58,11 @@ def build(state: RunState, name: str) -> dict[str, Any]:
         raise ResultError(f"run '{name}' has not begun: there is nothing to report", hint=f"kvbench run --resume {name}")
     summaries = summarise(state)
     of = {"cache_dtype": cache_dtype_of(state)}
-    rows = [_row(row, of | fields_of(summaries, row.label), measured_of(summaries, row.label)) for row in state.methods.values()]
+    same = {label: {"same_tokens_as": first} for label, first in same_tokens(state, summaries).items()}
+    rows = [
+        _row(row, of | fields_of(summaries, row.label) | same.get(row.label, {}), measured_of(summaries, row.label))
+        for row in state.methods.values()
+    ]
     share = Sharing(state.spec.to_plain())
     built = {
         "schema": SCHEMA,

@@ -41,6 +41,8 @@ class CorpusFacts(TypedDict, total=False):
     content_hash: Name
     tokens_hash: Name
     join: Name
+    bos: bool | None
+    head: list[str] | None
     window: Count | None
     stride: Count | None
 

@@ -12,6 +12,7 @@ from kvbench.budgets import written
 from kvbench.errors import KvbenchError
 from kvbench.evaluators.base import BASELINE, HEADLINE, Evaluator, Measured, MethodRecords, Summary, build, facts
 from kvbench.figures import Figure
+from kvbench.measures.sameness import first_alike
 from kvbench.registry import Registry
 from kvbench.spec import EvaluatorSpec, RunSpec
 from kvbench.state import MethodStatus, RunState
@@ -41,6 +42,7 @@ class Row:
         kl_low, kl_high: 95 % interval over samples.
         measured: Metric → its figure at the evaluator's first point, with the samples that tell rows apart; a main score's is called
             ``headline:`` and its name.
+        same_tokens_as: The first row that kept the same tokens in every sample, stored alike, to the last digit of its losses.
     """
 
     label: str
@@ -78,6 +80,7 @@ class Row:
     kl_low: float | None = None
     kl_high: float | None = None
     measured: Mapping[str, Measured] = field(default_factory=dict, compare=False, repr=False)
+    same_tokens_as: str | None = None
 
 
 @lru_cache(maxsize=64)
@@ -187,7 +190,16 @@ def measured_of(summaries: Mapping[str, Mapping[str, Summary]], method: str) -> 
 def rows(state: RunState) -> list[Row]:
     """One row a method, in the plan's order."""
     summaries = summarise(state)
-    return [_row(state, label, fields_of(summaries, label), measured_of(summaries, label)) for label in state.methods]
+    same = same_tokens(state, summaries)
+    return [
+        _row(state, label, fields_of(summaries, label) | {"same_tokens_as": same.get(label)}, measured_of(summaries, label))
+        for label in state.methods
+    ]
+
+
+def same_tokens(state: RunState, summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, str]:
+    """Row → the first row before it, in the plan's order, that is the same row under another name."""
+    return first_alike({label: fields_of(summaries, label).get("kept_tokens") for label in state.methods})
 
 
 def _row(state: RunState, label: str, found: Mapping[str, Any], measured: Sequence[Measured]) -> Row:

@@ -189,6 +189,8 @@ def test_a_shorter_prompt_is_the_end_of_the_longer_one(tiny_model: Any, protocol
     for label in ("baseline", "knorm"):
         assert {k: v for k, v in long[label].items() if "/" not in k} == plain[label]
         assert {k.removeprefix("context=24/"): v for k, v in long[label].items() if "/" in k} == short[label]
+    assert "kept" not in long["baseline"]["0"]
+    assert len({data["kept"] for data in long["knorm"].values()}) == len(long["knorm"]) == 4
     assert long["knorm"]["0"]["keys_held"] == 2 * long["knorm"]["context=24/0"]["keys_held"] > 0
 
 

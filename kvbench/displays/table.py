@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes, shortened
+from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes, sameness_notes, shortened
 from kvbench.report.overview import header as full_header
 from kvbench.report.text import WIDTH, draw_table
 from kvbench.state import RunState
@@ -28,6 +28,6 @@ def notes(state: RunState, found: Sequence[Row]) -> list[str]:
     without: dict[str, list[str]] = {}
     for evaluator, what, _ in left_out(state):
         without.setdefault(evaluator, []).append(what)
-    lines = [*failures(state, found), *rounding_notes(found), *budget_notes(found)]
+    lines = [*failures(state, found), *rounding_notes(found), *sameness_notes(found), *budget_notes(found)]
     lines += [f"{evaluator} went without {', '.join(what)}: kvbench report says why" for evaluator, what in without.items()]
     return [shortened(line, WIDTH) for line in lines] + missing(state)

@@ -15,6 +15,7 @@ from kvbench.evaluators.points import parse_list
 from kvbench.measures import recorded
 from kvbench.measures.paired import paired, shared
 from kvbench.measures.rounding import is_within, rounding_of
+from kvbench.measures.sameness import mark_of
 from kvbench.spec import RunSpec
 from kvbench.state import Unit
 from kvbench.stats import ece, histogram_from_json, mean_interval, merge, quantile
@@ -93,6 +94,8 @@ class _Sample:
         self.targets = self.tokens[:, self.split :]
         self.hidden: dict[str, Tensor] = {}
         self.facts: dict[str, dict[str, Any]] = {}
+        self.kept: dict[str, Tensor] = {}
+        """Of methods that drop tokens, a mark of those that are left, ``[B]``."""
         self.prompt: Prompt | None = None
         self.reshaped: Reshaped | None = None
         self.again: dict[str, Tensor] = {}
@@ -127,9 +130,11 @@ class _Sample:
             cache = runner.cache(method)
             hidden = runner.streaming(cache, self.tokens, self.targets.shape[1])
             self.facts[label] = {**self._end_bytes(cache), **self._start_bytes(cache)}
+            self._mark(label, cache)
         else:
             cache = runner.compress(method, self.prompt)
             self.facts[label] = self._start_bytes(cache)
+            self._mark(label, cache)
             hidden = runner.continuation(self.prompt, cache, self.targets)
             self.facts[label] |= self._end_bytes(cache)
         self.facts[label]["seconds"] = time.perf_counter() - started
@@ -137,6 +142,14 @@ class _Sample:
         if again is not None:
             self.again[label] = again
         self.hidden[label] = hidden
+
+    def _mark(self, label: str, cache: KVCache) -> None:
+        from kvbench.engine.kept import mark
+
+        dropped = self.facts[label]["keys_held"] < self.facts[label]["keys_total"]
+        found = mark(cache, len(self.tokens)) if dropped else None
+        if found is not None:
+            self.kept[label] = found
 
     def _start_bytes(self, cache: KVCache) -> dict[str, Any]:
         """Bytes where the method has compressed, for one sequence: after the prompt, or at the end of a stream."""
@@ -167,13 +180,17 @@ class _Sample:
             self.context.guard(label, partial(self._record, label, scores[label], again.get(label)))
 
     def _record(self, label: str, scores: Any, again: Any) -> None:
+        from kvbench.engine.kept import written
         from kvbench.engine.rounding import movement
 
         rows = len(self.tokens)
+        kept = written(self.kept[label]) if label in self.kept else []
         reading = self.targets.shape[1] - (self.prompt is not None)  # the prompt itself predicts the first token
         for row in range(rows):
             data = {**scores.record(row), "tokens_read_compressed": reading, **self.facts[label]}
             data["seconds"] /= rows
+            if kept:
+                data["kept"] = kept[row]
             if again is not None and row == 0:
                 data["rounding"] = movement(scores, again)
             key = str(self.batch * rows + row)
@@ -217,6 +234,8 @@ def _summary(records: MethodRecords, reference: MethodRecords, is_baseline: bool
         **({} if is_baseline else _against(records, reference, keys)),
         **_bytes(records, keys),
     }
+    if (kept := mark_of(records)) is not None:
+        fields["kept_tokens"] = kept
     if not is_baseline:
         fields |= _divergence(records, keys, total)
     fields["ece"] = _ece(records, keys)

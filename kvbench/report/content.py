@@ -11,7 +11,7 @@ from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed
 from kvbench.measures.front import Point, points
 from kvbench.report.facts import facts_of
-from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes
+from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes, sameness_notes
 from kvbench.report.question import command_of
 from kvbench.state import RunState
 from kvbench.summary import Row, evaluators_of, figures, rows
@@ -55,7 +55,12 @@ def build(result: Mapping[str, Any]) -> Report:
     state = results.to_state(result)
     found = rows(state)
     sections = [
-        Section("Methods", [main_table(found), *_more(result)], [*rounding_notes(found), *budget_notes(found)], points=_points(found)),
+        Section(
+            "Methods",
+            [main_table(found), *_more(result)],
+            [*rounding_notes(found), *sameness_notes(found), *budget_notes(found)],
+            points=_points(found),
+        ),
         *_evaluators(state),
         Section("Published figures", _published(result)),
         Section("Audit", _audit(result)),

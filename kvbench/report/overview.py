@@ -104,6 +104,15 @@ def rounding_notes(found: Sequence[Row]) -> list[str]:
     return [f"{WITHIN}: smaller than what rounding alone does to perplexity when the same tokens go through in another shape"]
 
 
+def sameness_notes(found: Sequence[Row]) -> list[str]:
+    """Rows that are one row under several names, a line for each that they repeat."""
+    names: dict[str, list[str]] = {}
+    for row in found:
+        if row.same_tokens_as is not None:
+            names.setdefault(row.same_tokens_as, []).append(row.label)
+    return [f"{', '.join(others)}: same tokens as {first} in every sample" for first, others in names.items()]
+
+
 def _speed(row: Row) -> str | None:
     """Decode speed, with the path that read the bytes where the baseline was timed by another one."""
     text = _text(row.tokens_per_s, 1)

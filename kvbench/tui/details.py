@@ -100,6 +100,8 @@ def _figures(row: Row, palette: Palette, width: int) -> Text | None:
         text.append(shorten(name, 12).ljust(13), palette.dim).append(value.rjust(11), palette.text)
         if 26 + len(aside) <= width:
             text.append(f"  {aside}", palette.dim)
+    if row.same_tokens_as:
+        text.append("\n" + shorten(f"same tokens as {row.same_tokens_as}", width), palette.text)
     return text or None
 
 
