@@ -53,6 +53,8 @@ def conclude(folder: RunFolder, display: Display, *, cancelled: bool = False) ->
         KvbenchError: what ended it, if it failed or was killed.
     """
     state = folder.state()
+    if not state.is_over:
+        start.tidy(folder)
     if state.status != "finished" and (cancelled or state.status == "interrupted"):
         talk(f"interrupted; go on with: {resume_command(folder)}")
         return int(ExitCode.INTERRUPTED)

@@ -14,6 +14,21 @@ from kvbench.displays.base import NAMES
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = click.Choice(["auto", "float16", "bfloat16", "float32", "float64"])
 
+
+def seconds(text: str) -> float | str:
+    """``auto``, ``off``, or seconds.
+
+    Raises:
+        BadParameter: none of them.
+    """
+    if text in ("auto", "off"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise click.BadParameter(f"'{text}' is not auto, off or a number of seconds") from None
+
+
 output_dir = click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), default="bench_results", show_default=True, help="Where runs are."
 )
@@ -53,6 +68,12 @@ _QUESTION = {
     "dtype": click.option("--dtype", type=DTYPES, help="Number format of weights and activations."),
     "cache_dtype": click.option("--cache-dtype", type=DTYPES, help="Number format of the uncompressed cache; auto: 16 bit."),
     "batch_size": click.option("--batch-size", type=int, help="Windows scored at once."),
+    "method_timeout": click.option(
+        "--method-timeout",
+        type=seconds,
+        metavar="auto|off|SECONDS",
+        help="What one method may take in one unit before its row fails; auto: 20 times the slowest so far, at least 10 minutes.",
+    ),
     "seed": click.option("--seed", type=int, help="For random weights and random methods."),
     "revision": click.option("--revision", metavar="REV", help="The model's revision on the hub."),
     "random_weights": click.option(

@@ -142,7 +142,7 @@ def _over_methods(
         return found  # without a prompt there is nothing to compress, and the guard has said why
 
     for names in _groups(session, labels, len(ask.context), rows):
-        if len(names) > 1:
+        if len(names) > 1 and not getattr(guard, "apart", False):
             try:
                 attempt(names)
                 continue

@@ -59,6 +59,13 @@ class Journal:
             raise ResourceError(f"{self._path} cannot be written: {error.strerror}", hint="free disk space, then resume the run") from error
         self._size += len(line)
 
+    def is_in_place(self) -> bool:
+        """Whether what is written can still be found under its name."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except OSError:
+            return False
+
     def close(self) -> None:
         os.close(self._fd)
 
@@ -223,6 +230,14 @@ class RunFolder:
 
     def writer(self) -> Journal:
         return Journal(self.path / EVENTS)
+
+    def has_question(self) -> bool:
+        """Whether there is a run here at all."""
+        return (self.path / SPEC).is_file()
+
+    def is_there(self, journal: Journal) -> bool:
+        """Whether the folder that ``journal`` and the lock lie in is still under its name: another could be begun there otherwise."""
+        return journal.is_in_place() and (self.path / LOCK).exists()
 
     def acquire(self, patience: float = 1.0) -> int:
         """Take the lock and return its descriptor; it is held until every copy of the descriptor is closed.

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from kvbench import errors, results
 from kvbench import events as ev
+from kvbench.engine import strays
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.plan import complete, plan, refuse_taken
 from kvbench.errors import ExitCode, KvbenchError, RunBusy, RunFailed
@@ -83,8 +84,22 @@ def follow(folder: RunFolder) -> Iterator[tuple[RunState, ev.Event]]:
             state = apply(state, event)
             yield state, event
         if not alive:
-            return
+            break
         time.sleep(POLL)
+    if not state.is_over:
+        tidy(folder)
+
+
+def tidy(folder: RunFolder) -> None:
+    """End what a supervisor that was killed left behind; nothing where the run is alive or its folder gone."""
+    try:
+        lock = folder.acquire(patience=0.0)
+    except (RunBusy, OSError):
+        return
+    try:
+        strays.sweep(folder.path)
+    finally:
+        os.close(lock)
 
 
 def stop(folder: RunFolder) -> None:
@@ -117,6 +132,8 @@ def failure(folder: RunFolder, state: RunState) -> KvbenchError | None:
         return error
     if state.status == "interrupted":
         return RunFailed(f"the run was interrupted: {state.error}", hint=again)
+    if not folder.has_question():
+        return RunFailed(f"the run's folder {folder.path} was deleted or moved: its processes end with it", hint="start a new run")
     return RunFailed(f"the run's process was killed; see {folder.log}", hint=again)
 
 

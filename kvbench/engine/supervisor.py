@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,18 +21,26 @@ from typing import Any
 import kvbench
 from kvbench import events as ev
 from kvbench import results
+from kvbench.engine import strays
 from kvbench.engine.child import Child
 from kvbench.engine.journal import SCHEMA, Journal, RunFolder
+from kvbench.engine.limits import Flight, Limits
 from kvbench.engine.plan import plan, units_left
 from kvbench.errors import ExitCode, KvbenchError, ResultError
 from kvbench.evaluators.base import BASELINE
-from kvbench.state import RunState, apply
+from kvbench.state import RunState, apply, replay
 from kvbench.telemetry import Sampler
 
 POLL = 0.2
 TELEMETRY_EVERY = 1.0
+STOPPED = 10.0
+"""Seconds between two samples from which on this process was itself stopped or asleep."""
 DEATHS_TO_BLAME = 2
 """Crashes at the same place that are blamed on it; SIGKILL may come from outside and is believed one later."""
+PATIENCE_WITH_ALL = 2
+"""Times that the baseline, or a unit without a method in flight, may be late."""
+TOO_LONG = "too long"
+"""Kind of the failure of a method that was late."""
 IDENTITY = ("weights_hash", "dtype", "cache_dtype", "content_hash", "tokens_hash")
 """Facts of model and corpus that numbers of one run must share."""
 FINAL = (ev.RunFinished, ev.RunFailed, ev.RunInterrupted)
@@ -43,22 +51,28 @@ class Supervisor:
 
     def __init__(self, folder: RunFolder, journal: Journal) -> None:
         self.folder, self._journal = folder, journal
-        self.state: RunState = folder.state()
-        self._signalled: str | None = None
+        self._told: Sequence[ev.Event] = folder.read()
+        self.state: RunState = replay(self._told)
+        self._must_end: str | None = None
         self._failure: ev.RunFailed | None = None
         self._deaths: Counter[tuple[str | None, str | None]] = Counter()
+        self._overdue: Counter[str] = Counter()
         self._workers = 0
 
     def request_stop(self, number: int, _frame: FrameType | None = None) -> None:
-        self._signalled = signal.Signals(number).name
+        self._must_end = f"stopped by {signal.Signals(number).name}"
 
     def run(self) -> None:
         """From wherever the journal is to a final event."""
         self._begin()
-        while units_left(self.state) and not self._signalled and not self._failure:
+        assert self.state.spec is not None
+        self._limits = Limits(self.state.spec.method_timeout, self.state.units)
+        self._limits.replay(self._told)
+        self._told = []
+        while units_left(self.state) and not self._is_over():
             self._run_worker()
-        if self._signalled:
-            self._write(ev.RunInterrupted(time.time(), f"stopped by {self._signalled}"))
+        if self._must_end:
+            self._write(ev.RunInterrupted(time.time(), self._must_end))
         else:
             self._end(self._failure or verdict(self.state))
 
@@ -84,38 +98,59 @@ class Supervisor:
                 hint="start a new run",
             )
         self._write(ev.RunResumed(time.time(), len(self.state.done)))
+        left = strays.sweep(self.folder.path)
+        if left:
+            self._write(ev.NoteWritten(time.time(), f"ended {left} processes that were left of this run", "warning"))
+
+    def _is_over(self) -> bool:
+        """Asked, or failed, or without a folder to write to."""
+        if not self._must_end and not self.folder.is_there(self._journal):
+            self._must_end = "the run's folder was deleted or moved"
+        return bool(self._must_end or self._failure)
 
     def _run_worker(self) -> None:
         child = Child(self.folder)
         self._workers += 1
         try:
             self._write(ev.WorkerStarted(time.time(), child.pid, self._workers))
-            self._listen(child)
-            if self._signalled or self._failure:
-                for event in child.stop():
-                    self._hear(event)
-            elif units_left(self.state):
-                self._mourn(child)
+            late = self._listen(child)
+            flight = self._limits.flight
+            if late is not None:
+                self._cut_off(child, late)
+                return
+            for event in child.stop():
+                self._hear(event)
+            if not self._is_over() and units_left(self.state):
+                self._mourn(child, flight)
         finally:
-            child.stop()
+            child.kill()
             child.close()
+            self._limits.worker_ended()
 
-    def _listen(self, child: Child) -> None:
-        """Journal what the worker says until it ends, or must."""
+    def _listen(self, child: Child) -> str | None:
+        """Journal what the worker says until it ends, or must; returns what it was late with, if that is why."""
         sampler, device, due = None, None, time.monotonic()
-        while not self._signalled and not self._failure:
+        while not self._is_over():
             ended = child.has_ended()  # asked before reading, so that nothing said before the end is missed
             child.wait_readable(POLL)
             for event in child.read():
                 self._hear(event)
-            if ended:
-                return
-            if time.monotonic() >= due:
+            if ended or child.is_torn:
+                return None
+            now = time.monotonic()
+            if now >= due:
                 if sampler is None or device != self._device():
                     device = self._device()
                     sampler = Sampler(device, child.pid)
                 self._write(sampler.sample())
-                due = time.monotonic() + TELEMETRY_EVERY
+                passed = now - due + TELEMETRY_EVERY
+                if child.is_stopped() or passed > STOPPED:
+                    self._limits.forgive(passed)
+                due = now + TELEMETRY_EVERY
+            late = self._limits.overdue(now)
+            if late is not None:
+                return late
+        return None
 
     def _device(self) -> str | None:
         """Where the model is, once it is known; before that, where it was asked to be."""
@@ -125,16 +160,36 @@ class Supervisor:
 
     def _hear(self, event: ev.Event) -> None:
         """A worker's ending is held back until the partial result is written; all else is journaled at once."""
+        self._limits.hear(event, time.monotonic())
         if isinstance(event, ev.RunFailed):
-            self._failure = event
+            self._failure = self._failure or event
             return
         self._failure = self._failure or _changed(self.state, event)
         if not self._failure:
             self._write(event)
 
-    def _mourn(self, child: Child) -> None:
+    def _cut_off(self, child: Child, late: str) -> None:
+        """End a worker that is late. The method in flight fails; what is nobody's alone is tried once more, each method alone."""
+        flight, now = self._limits.flight, time.time()
+        assert flight is not None
+        child.trace()
+        child.kill()
+        self._write(ev.WorkerDied(now, f"ended: it {late}", flight.unit, flight.method))
+        if flight.method not in (None, BASELINE):
+            self._write(ev.MethodFailed(now, flight.unit, str(flight.method), f"it {late}", TOO_LONG))
+            return
+        self._overdue[flight.unit] += 1
+        if self._overdue[flight.unit] < PATIENCE_WITH_ALL:
+            return
+        if flight.method is None:
+            self._write(ev.UnitLost(now, flight.unit, f"it {late}"))
+        else:
+            self._failure = ev.RunFailed(now, f"the baseline in {flight.unit} {late}", None, int(ExitCode.RUN_FAILED))
+
+    def _mourn(self, child: Child, flight: Flight | None) -> None:
         """A worker died with work left: retry, then blame the method in flight, then leave the unit out."""
-        unit, method, now = self.state.current_unit, self.state.current_method, time.time()
+        unit, method = (flight.unit, flight.method) if flight is not None else (None, None)
+        now = time.time()
         self._write(ev.WorkerDied(now, child.reason, unit, method))
         self._deaths[unit, method] += 1
         deaths, patience = self._deaths[unit, method], DEATHS_TO_BLAME + child.was_killed
@@ -193,6 +248,7 @@ def main(argv: list[str]) -> int:
     lock = int(argv[1]) if len(argv) > 1 else folder.acquire()
     os.set_inheritable(lock, False)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
+    strays.adopt_orphans()
     with folder.writer() as journal:
         supervisor = Supervisor(folder, journal)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

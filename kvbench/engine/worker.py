@@ -1,4 +1,4 @@
-"""The process that holds the model: ``python -m kvbench.engine.worker RUN_FOLDER EVENT_FD SUPERVISOR_PID``.
+"""The process that holds the model: ``python -m kvbench.engine.worker RUN_FOLDER EVENT_FD SUPERVISOR_PID MARK``.
 
 It reads from the journal what is left to do, does it unit by unit, and tells each fact as one JSON line on a
 descriptor of its own, so that whatever libraries print cannot mix with it. It keeps nothing that a kill could lose,
@@ -7,6 +7,7 @@ and does not outlive its supervisor.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import math
 import os
@@ -14,18 +15,19 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
+from kvbench.engine.pipe import Sender
 from kvbench.engine.plan import all_evaluators, resolve_methods, units_left
 from kvbench.engine.room import is_out_of_memory
 from kvbench.errors import ExitCode, KvbenchError, ResourceError, RunFailed
 from kvbench.evaluators.base import BASELINE, Evaluator, UnitContext
-from kvbench.state import RunState, Unit
+from kvbench.state import RunState, Unit, replay
 from kvbench.windows import oddities
 
 if TYPE_CHECKING:
@@ -39,19 +41,14 @@ STAGE_EVERY = 0.5
 
 
 class Emitter:
-    """Writes events to the supervisor. If nobody reads any more, the process ends at once."""
+    """Tells the supervisor events, and stages not too often."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
         self._stage, self._stage_at = "", 0.0
 
     def __call__(self, event: ev.Event) -> None:
-        line = memoryview(ev.encode(event))
-        try:
-            while line:
-                line = line[os.write(self._fd, line) :]
-        except BrokenPipeError:
-            os._exit(ExitCode.INTERNAL)
+        self._sender.send(event)
 
     def stage(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Tell progress: each new stage and each end, and in between not too often."""
@@ -64,8 +61,8 @@ class Emitter:
 class Context(UnitContext):
     """Tells what happens in one unit, and turns a method's failure into its row."""
 
-    def __init__(self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str]) -> None:
-        self._unit, self._emit, self._failed = unit, emit, failed
+    def __init__(self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str], *, apart: bool = False) -> None:
+        self._unit, self._emit, self._failed, self.apart = unit, emit, failed, apart
         self.facts = 0
         """Records, audits and failures told so far."""
 
@@ -153,8 +150,11 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def work(state: RunState, emit: Emitter) -> None:
+def work(state: RunState, emit: Emitter, apart: Set[str] = frozenset()) -> None:
     """Open the session and do what is left.
+
+    Args:
+        apart: Units whose methods must not go together.
 
     Raises:
         KvbenchError: the run cannot go on (no model, no text, the baseline failed).
@@ -179,7 +179,7 @@ def work(state: RunState, emit: Emitter) -> None:
         session = _meet_budgets(spec, session, state, emit, failed)
         keep_for_good()
         for unit in left:
-            do(unit, evaluators[unit.evaluator], session, emit, failed)
+            do(unit, evaluators[unit.evaluator], session, emit, failed, apart=unit.id in apart)
     finally:
         session.close()
 
@@ -228,7 +228,9 @@ def _meet_budgets(spec: RunSpec, session: Session, state: RunState, emit: Emitte
     methods = dict(session.methods)
     for done, method in enumerate(asked):
         emit.stage("meeting budgets", done, len(asked))
-        methods[method.label] = _meet_budget(method, session, scale, units_left(state)[0], emit, failed)
+        unit = units_left(state)[0]
+        emit(ev.MethodStarted(time.time(), unit.id, method.label))
+        methods[method.label] = _meet_budget(method, session, scale, unit, emit, failed)
     emit.stage("meeting budgets", len(asked), len(asked))
     return replace(session, methods=methods)
 
@@ -262,11 +264,11 @@ def _tell_facts(session: Session, emit: Emitter, started: float) -> None:
             emit(ev.NoteWritten(now, text, "warning"))
 
 
-def do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed: set[str]) -> None:
+def do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed: set[str], *, apart: bool = False) -> None:
     started = time.time()
     emit(ev.UnitStarted(started, unit.id))
     alive = tuple(label for label in unit.methods if label not in failed)
-    context = Context(unit, emit, failed)
+    context = Context(unit, emit, failed, apart=apart)
     if alive:
         evaluator.run(replace(unit, methods=alive), session, context)
     gc.collect()  # by itself Python looks for circles after hundreds of units, and a method's may hold its tensors
@@ -284,14 +286,22 @@ def die_with(supervisor: int) -> None:
         os._exit(ExitCode.INTERNAL)
 
 
+def broken_together(events: Iterable[ev.Event]) -> frozenset[str]:
+    """Units in which a worker died while no method was in flight alone: there each must go by itself, so that one can be blamed."""
+    return frozenset(e.unit for e in events if isinstance(e, ev.WorkerDied) and e.unit is not None and e.method == BASELINE)
+
+
 def main(argv: list[str]) -> int:
     folder, fd = RunFolder(Path(argv[0])), int(argv[1])
     die_with(int(argv[2]))
     os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    emit = Emitter(fd)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    emit = Emitter(Sender(fd, argv[3]))
     try:
-        work(folder.state(), emit)
+        events = folder.read()
+        work(replay(events), emit, broken_together(events))
     except KvbenchError as error:
         emit(ev.RunFailed(time.time(), error.message, error.hint, int(error.exit_code)))
         return int(error.exit_code)

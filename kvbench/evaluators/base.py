@@ -92,6 +92,9 @@ class Summary:
 class UnitContext:
     """How an evaluator speaks while it runs a unit; implemented by the worker."""
 
+    apart: bool = False
+    """Methods that would go together must go one by one in this unit."""
+
     def method_started(self, method: str) -> None:
         """Mark ``method`` as the one in flight (the row lights up; a crash is blamed on it)."""
         raise NotImplementedError
@@ -108,19 +111,26 @@ class UnitContext:
         """Run ``action``; a failure in it becomes ``method``'s row. ``True`` if it succeeded."""
         raise NotImplementedError
 
-    def together(self) -> Callable[[str, Callable[[], None]], bool]:
+    def together(self) -> Together:
         """A guard for what all methods do together; a crash then is nobody's, until each is tried alone and lights up."""
-
-        def alone(method: str, action: Callable[[], None]) -> bool:
-            self.method_started(method)
-            return self.guard(method, action)
-
         self.method_started(BASELINE)
-        return alone
+        return Together(self, self.apart)
 
     def is_alive(self, method: str) -> bool:
         """Whether ``method`` has not failed in this run."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Together:
+    """The guard of :meth:`UnitContext.together`. ``apart``: together they ended a worker, so each must go alone from the start."""
+
+    context: UnitContext
+    apart: bool = False
+
+    def __call__(self, method: str, action: Callable[[], None]) -> bool:
+        self.context.method_started(method)
+        return self.context.guard(method, action)
 
 
 def facts(cls: type[Evaluator]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import stub_faults
+
 from kvbench.errors import ModelError
 from kvbench.evaluators.base import Evaluator, Measured, Summary, UnitContext
 from kvbench.spec import RunSpec
@@ -88,6 +90,9 @@ class Counting(Evaluator):
             raise ValueError("a broken method\nwith two lines")
         if self.fault == "memory":
             raise MemoryError("no room")
+        if self.fault in stub_faults.FAULTS:
+            stub_faults.FAULTS[self.fault]()
+            return value
         os.kill(os.getpid(), getattr(signal, self.fault))
         time.sleep(60)
         return value
