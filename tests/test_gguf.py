@@ -305,7 +305,7 @@ def test_a_bit_that_flips_in_a_header_never_ends_otherwise(llama_file: Path, tmp
 
     whole, rng = llama_file.read_bytes(), random.Random(0)
     end = min(tensor.offset for tensor in read_header(llama_file).tensors.values())
-    for number in range(300):
+    for number in range(100):
         content, file = bytearray(whole), tmp_path / f"{number}.gguf"  # a file of its own: one that did not change is not read again
         for _ in range(rng.choice((1, 1, 4))):
             content[rng.randrange(end)] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
@@ -425,12 +425,11 @@ def test_a_run_is_refused_from_the_header_before_it_has_a_folder(tmp_path: Path,
     monkeypatch.setenv("KVBENCH_CACHE", str(tmp_path / "cache"))
     model_type, changes = CASES["gemma3"]
     file = write_gguf(tiny(model_type, **changes), tmp_path / "a.gguf")
-    for flags in (["--output-dir", str(tmp_path / "runs")], ["--dry-run"]):
-        command = [sys.executable, "-X", "importtime", "-m", "kvbench", "run", "--model", str(file), "--methods", "snapkv", *flags]
-        asked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert asked.returncode == 3
-        assert "rotate keys differently" in asked.stderr
-        assert " torch\n" not in asked.stderr
+    command = [sys.executable, "-X", "importtime", "-m", "kvbench", "run", "--model", str(file), "--methods", "snapkv"]
+    asked = subprocess.run([*command, "--output-dir", str(tmp_path / "runs")], capture_output=True, text=True, cwd=tmp_path)
+    assert asked.returncode == 3
+    assert "rotate keys differently" in asked.stderr
+    assert " torch\n" not in asked.stderr
     assert not (tmp_path / "runs").exists()
 
 
