@@ -136,6 +136,8 @@ def _size(config: Config, key: str, default: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         what = "its config has no" if value is None else "its layers differ in"
         raise refusal(config, f"{what} {key}")
+    if value < 1 and key != "max_position_embeddings":
+        raise refusal(config, f"its {key} is {value}")
     return value
 
 

@@ -22,6 +22,7 @@ import orjson
 
 from kvbench.budgets import Budget, parse_budgets
 from kvbench.errors import ResultError, UsageError
+from kvbench.limits import check_config, check_size
 
 ParamValue = bool | int | float | str
 Params = tuple[tuple[str, ParamValue], ...]
@@ -43,19 +44,6 @@ def parse_value(text: str) -> ParamValue:
         if math.isfinite(value):
             return value
     return text.strip()
-
-
-MOST, MOST_SAMPLES = 1 << 31, 1_000_000
-"""Beyond these a size is a mistake, and planning with it would not end."""
-
-
-def _too_large(config: Mapping[str, Any]) -> str | None:
-    """The first size in a config that no model has, or ``None``."""
-    for key, value in config.items():
-        limit = 100_000 if "layers" in key else MOST
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > limit:
-            return f"{key}={value}"
-    return None
 
 
 def format_value(value: ParamValue) -> str:
@@ -286,11 +274,8 @@ class RunSpec:
         for name in ("samples", "context", "continuation", "chunk_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-            if getattr(self, name) > (MOST_SAMPLES if name == "samples" else MOST):
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; no run can be that large")
-        large = _too_large(self.model.config or {})
-        if large:
-            raise UsageError(f"{large} of the model's config is larger than any model's", hint="correct [model.config]")
+            check_size(name, getattr(self, name))
+        check_config(self.model.config or {})
         if not 0.0 <= self.compression_ratio < 1.0:
             raise UsageError(
                 f"--compression-ratio is {self.compression_ratio}; it is the fraction removed and lies in [0, 1)",

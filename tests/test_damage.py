@@ -327,3 +327,14 @@ def test_published_figures_that_cannot_be_are_refused(tmp_path: Path) -> None:
         (tmp_path / "p.toml").write_text(text)
         with pytest.raises(PublishedError, match=r"p\.toml"):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim", "vocab_size"])
+def test_a_config_of_nothing_is_refused(key: str) -> None:
+    from kvbench.errors import UnsupportedModel
+    from kvbench.shape import shape_of
+
+    config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "vocab_size": 9}
+    assert shape_of(config).head_dim == 4
+    with pytest.raises(UnsupportedModel, match=f"its {key} is 0"):
+        shape_of({**config, key: 0})

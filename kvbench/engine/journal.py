@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from os.path import isfile
@@ -21,14 +21,14 @@ from uuid import uuid4
 import orjson
 
 from kvbench import events as ev
-from kvbench.engine.soundness import Inspector
+from kvbench.engine.tail import SCHEMA, Tail
 from kvbench.errors import KvbenchError, ResourceError, ResultError, RunBusy, UnknownName, UsageError
-from kvbench.files import read_bytes, without_mark
+from kvbench.files import read_bytes
 from kvbench.spec import RunSpec
 from kvbench.state import RunState, replay
 
-SCHEMA = 1
-"""Version of the journal's events."""
+__all__ = ["EVENTS", "LOG", "RESULT", "SCHEMA", "SPEC", "Journal", "RunFolder", "Tail", "find_run", "is_run", "run_names"]
+
 SPEC, EVENTS, LOG, RESULT, LOCK = "spec.json", "events.jsonl", "run.log", "result.json", "lock"
 
 
@@ -41,7 +41,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ResourceError(
+                f"{path} cannot be written: {error.strerror}", hint="give yourself the right to, then resume the run"
+            ) from error
         self._size = _whole_lines(self._fd)
         os.ftruncate(self._fd, self._size)
 
@@ -86,69 +91,6 @@ def _whole_lines(fd: int, block: int = 65536) -> int:
             return start + found + 1
         end = start
     return 0
-
-
-class Tail:
-    """A reader that returns, at each poll, the events that were written since the last one.
-
-    Args:
-        path: The journal. plan_again: Makes its first event anew where that line is lost; without it such a journal is refused.
-    """
-
-    def __init__(self, path: Path, plan_again: Callable[[float], ev.RunStarted] | None = None) -> None:
-        self._path, self._offset, self._lines = path, 0, 0
-        self._plan_again = plan_again
-        self._inspector = Inspector(self._first_event)
-
-    @property
-    def damage(self) -> str | None:
-        """What could not be read so far and what that costs, or ``None``."""
-        return self._inspector.summary()
-
-    def poll(self) -> list[ev.Event]:
-        """New events, oldest first; a line without its newline is left for later, and one that cannot be read is left out.
-
-        Raises:
-            ResultError: nothing can be read: there is no plan, or the file is no file.
-        """
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise ResultError(f"{self._path} cannot be read: {error.strerror}", hint="start a new run") from error
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        found = [event for line in whole.split(b"\n")[:-1] for event in self._read(line)]
-        return [*found, *self._inspector.tell()]
-
-    def _read(self, line: bytes) -> Iterator[ev.Event]:
-        self._lines += 1
-        try:
-            event = ev.decode(line if self._lines > 1 else without_mark(line))
-        except ResultError as error:
-            self._inspector.lose(self._lines, error.message)
-            return
-        if isinstance(event, ev.RunStarted) and event.schema != SCHEMA:
-            raise ResultError(f"{self._path} has journal schema {event.schema}; this kvbench reads {SCHEMA}", hint="start a new run")
-        yield from self._inspector.take(self._lines, event)
-
-    def _first_event(self, at: float) -> ev.RunStarted:
-        """The plan again, where its line is lost.
-
-        Raises:
-            ResultError: it cannot be made.
-        """
-        where = f"{self._path}, line {self._inspector.damaged[0]}"
-        if self._plan_again is None:
-            raise ResultError(f"{where}: {self._inspector.reason}", hint="start a new run")
-        try:
-            return self._plan_again(at)
-        except KvbenchError as error:
-            said = f"{where}: {self._inspector.reason}; its plan cannot be made again: {error.message}"
-            raise ResultError(said, hint="start a new run") from error
 
 
 @dataclass(frozen=True)
@@ -246,9 +188,12 @@ class RunFolder:
         supervisor's first instruction to its last. ``patience`` (seconds) outlasts a reader's probe.
 
         Raises:
-            RunBusy: a living process holds it.
+            RunBusy: a living process holds it. ResourceError: it cannot be written.
         """
-        fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fd = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ResourceError(f"{self.path / LOCK} cannot be written: {error.strerror}", hint="check the folder's rights") from error
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -267,6 +212,8 @@ class RunFolder:
             fd = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise ResultError(f"{self.path / LOCK} cannot be read: {error.strerror}", hint="check the folder's rights") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -293,8 +240,11 @@ def is_run(path: Path) -> bool:
 
 
 def run_names(output_dir: Path) -> list[str]:
-    """Names of the runs under ``output_dir``, oldest name first."""
-    return sorted(p.name for p in output_dir.iterdir() if not p.name.startswith(".") and is_run(p)) if output_dir.is_dir() else []
+    """Names of the runs under ``output_dir``, oldest name first; of a folder that cannot be read none."""
+    try:
+        return sorted(p.name for p in output_dir.iterdir() if not p.name.startswith(".") and is_run(p))
+    except OSError:
+        return []
 
 
 def find_run(text: str, output_dir: Path) -> RunFolder:

@@ -6,7 +6,8 @@
 
 An input is damaged by the numbers of its seed, so that it can be made again. It counts as *unexpected* if kvbench met an
 error that no message was written for (exit code 70), returned 1 without a threshold, or broke out of ``main``; as a *hang* if it
-took longer than the limit. Readers run in this process; every so many inputs are given to a process of their own as well.
+took longer than the limit, in seconds of the processor or six times that by the clock. Readers run in this process; one in so
+many inputs is given to a process of its own as well.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ REFERENCE = ROOT / "bench_results" / "reference"
 METHODS = ("baseline", "random", "snapkv", "kivi:bits=2", "int8")
 """Rows that the small copy of the reference keeps."""
 LIMIT = 10.0
-"""Seconds that an input may take."""
+"""Seconds of the processor that an input may take."""
 VALUES: Sequence[Any] = (
     None, True, False, 0, 1, -1, 2**31, 2**53, 2**63 - 1, -(2**63), 0.0, -0.5, 1e308, 5e-324, "", "x", "-1", "NaN", "\x1b[31m", "a" * 5000,
     "9" * 5000, "..", "/", "baseline", [], {}, [[]], [None], {"": None}, [0] * 3, {"x": [1]}, "\u202e", "0", "1e999",
@@ -407,10 +408,12 @@ def judged(reader: Reader, arguments: list[str], limit: float) -> tuple[int | No
         raise Hang
 
     kvbench.cli._unexpected = unexpected
-    signal.signal(signal.SIGALRM, ring)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, ring)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        signal.setitimer(signal.ITIMER_PROF, limit)
+        signal.setitimer(signal.ITIMER_REAL, 6 * limit)
         try:
             code: int | None = reader.call(arguments)
         except Hang:
@@ -418,7 +421,8 @@ def judged(reader: Reader, arguments: list[str], limit: float) -> tuple[int | No
         except BaseException as error:
             code = unexpected(error)  # type: ignore[arg-type]
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+                signal.setitimer(timer, 0)
     if code == 1 and "failed: " not in said.getvalue():
         broke.append("exit code 1 without a threshold")
     return code, broke[0] if broke else "", said.getvalue()
