@@ -11,6 +11,7 @@
     ├── ResourceError                5   too little memory, disk or no such device
     ├── ResultError                  6   a result or journal that cannot be read
     ├── RunFailed                    7   the run ended without a usable result
+    ├── MethodError                  7   a method that breaks what every method promises: its row fails
     └── RunBusy                      8   another process is writing this run
 
 Every message says what happened and where; ``hint`` is the next command to try.
@@ -113,6 +114,12 @@ class ResultError(KvbenchError):
 
 class RunFailed(KvbenchError):
     """The run ended without a usable result."""
+
+    exit_code = ExitCode.RUN_FAILED
+
+
+class MethodError(KvbenchError):
+    """A method that breaks what every method promises: scores that rank, tokens that exist, a prompt left as it was."""
 
     exit_code = ExitCode.RUN_FAILED
 

@@ -101,7 +101,7 @@ class TokenBuffer:
         if self.room is None or self.device_span is None:
             return
         row = self.room.shape[0] * self.room.shape[1] * self.room.shape[3] * self.room.element_size()
-        yield Part(self.name, self.room, self.length * row)
+        yield Part(self.name, self.room, self.length * row, self.view())
         yield Part("lengths", self.device_span, self.device_span.nbytes)
 
 

@@ -48,6 +48,15 @@ class KVCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.repeat(rows)
 
+    def look(self) -> None:
+        """Wait for the device, and say whether all scores while decoding did rank.
+
+        Raises:
+            MethodError: some did not.
+        """
+        for layer in self.layers:
+            layer.look()
+
     def ledger(self) -> ByteLedger:
         """Itemised bytes over all layers and rows of the batch."""
         return reduce(lambda a, b: a + b, self.per_layer(), ByteLedger())

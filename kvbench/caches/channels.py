@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.attend import fold, grouped_scores, unfold
+from kvbench.caches.checked import checked_channels
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
@@ -109,7 +110,7 @@ class ThinLayer(LayerCache):
     def compress(self, prompt: TokenView) -> None:
         old = max(0, prompt.keys.shape[2] - self.recent)
         if old:
-            self.old_keys.choose(best_channels(self.rule.score(prompt), self.kept))
+            self.old_keys.choose(best_channels(checked_channels(self.rule.score(prompt), prompt), self.kept))
             self.old_keys.append(prompt.keys[:, :, :old])
         if old < prompt.keys.shape[2]:
             self.new_keys.append(prompt.keys[:, :, old:])

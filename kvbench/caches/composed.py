@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.attend import attend
-from kvbench.caches.evicted import Rule, best_tokens
+from kvbench.caches.checked import checked_count
+from kvbench.caches.evicted import Rule, best_tokens, scored
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
@@ -35,26 +36,30 @@ class ComposedLayer(LayerCache):
         self.streams = context.protocol == "streaming"
         self.recent = DenseStore("recent keys", context.dtype), DenseStore("recent values", context.dtype)
 
+    def inner_layers(self) -> Iterator[LayerCache]:
+        yield from super().inner_layers()
+        yield self.inner
+
     @property
     def length(self) -> int:
         return self.inner.length + self.recent[0].length
 
     def compress(self, prompt: TokenView) -> None:
-        self._hand_over(prompt, self.rule.kept(prompt.keys.shape[2], self.context), prompt.keys.shape[2])
+        self._hand_over(prompt, prompt.keys.shape[2])
 
-    def _hand_over(self, tokens: TokenView, budget: int, among: int) -> None:
-        """Give ``inner`` the best ``budget`` of the first ``among`` tokens."""
+    def _hand_over(self, tokens: TokenView, among: int) -> None:
+        """Give ``inner`` the best of the first ``among`` tokens, as many as the rule keeps."""
         self.inner.scaling = self.scaling
-        self.inner.compress(self._best(tokens, budget, among))
+        self.inner.compress(self._best(tokens, among))
 
-    def _best(self, tokens: TokenView, budget: int, among: int) -> TokenView:
-        """The best ``budget`` of the first ``among`` tokens, with their scores."""
-        scores = self.rule.score(replace(tokens, budget=budget))
-        return replace(tokens, scores=scores).at(best_tokens(scores[..., :among], budget))
+    def _best(self, tokens: TokenView, among: int) -> TokenView:
+        """The best of the first ``among`` tokens, as many as the rule keeps, with their scores."""
+        budget = checked_count(self.rule.kept(among, self.context), among)
+        scores = scored(self.rule, tokens, budget, self.watch if self.streams else None)
+        return replace(tokens, scores=scores).gathered(best_tokens(scores[..., :among], budget))
 
     def places(self, prompt: TokenView) -> Tensor:
-        tokens = prompt.keys.shape[2]
-        return self.inner.places(self._best(prompt, self.rule.kept(tokens, self.context), tokens))
+        return self.inner.places(self._best(prompt, prompt.keys.shape[2]))
 
     def block(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.streams:
@@ -79,7 +84,7 @@ class ComposedLayer(LayerCache):
         observer = self.observer or Observer(Needs(), self.scaling)
         positions = torch.arange(self.seen - keys.shape[2], self.seen, device=keys.device).expand(keys.shape[:3])
         tokens = TokenView(keys, values, positions, self.seen, self.scaling, observer, self.context)
-        self._hand_over(tokens, self.rule.kept(self.fold, self.context), self.fold)
+        self._hand_over(tokens, self.fold)
         for store in self.recent:
             store.drop_front(self.fold)
         if self.observer is not None:

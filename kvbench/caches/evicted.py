@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.buffers import BLOCK, TokenBuffer, gather_tokens
+from kvbench.caches.checked import Watch, checked_count, checked_index, checked_scores
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.ledger import Part
@@ -57,6 +58,19 @@ class Rule(Protocol):
         """``[B, Hkv, T]``, higher is kept."""
 
 
+def scored(rule: Rule, tokens: TokenView, budget: int, watch: Watch | None = None) -> Tensor:
+    """What ``rule`` makes of ``tokens``, of which ``budget`` stay, ``[B, Hkv, T]``.
+
+    Args:
+        watch: Where the numbers are looked at later; ``None`` looks at them now.
+
+    Raises:
+        MethodError: no score for each token, or none that ranks.
+    """
+    given = replace(tokens, budget=budget)
+    return checked_scores(rule.score(given), tokens, watch, ranks=budget < tokens.keys.shape[2])
+
+
 class EvictedLayer(DenseLayer):
     """Keeps the best tokens of each KV head.
 
@@ -74,7 +88,8 @@ class EvictedLayer(DenseLayer):
         self.rule, self.origin = rule, 0
         streaming = context.protocol == "streaming"
         self.every = context.chunk_size if streaming else rule.evict_every
-        self.budget = rule.kept(context.context or 1, context) if streaming else None
+        total = context.context or 1
+        self.budget = checked_count(rule.kept(total, context), total) if streaming else None
         self.positions = TokenBuffer("positions", torch.int32) if self.every else None
 
     def compress(self, prompt: TokenView) -> None:
@@ -82,14 +97,20 @@ class EvictedLayer(DenseLayer):
 
     def choose(self, prompt: TokenView) -> Tensor:
         """Indices ``[B, Hkv, m]`` of the tokens to keep, in order."""
-        budget = self.rule.kept(prompt.keys.shape[2], self.context)
-        return best_tokens(self.rule.score(replace(prompt, budget=budget)), budget)
+        tokens = prompt.keys.shape[2]
+        budget = checked_count(self.rule.kept(tokens, self.context), tokens)
+        return best_tokens(scored(self.rule, prompt, budget), budget)
 
     def places(self, prompt: TokenView) -> Tensor:
         return prompt.positions.gather(2, self.choose(prompt))
 
     def take(self, prompt: TokenView, index: Tensor) -> None:
-        """Keep the prompt's tokens at ``index`` ``[B, Hkv, m]``, and that many while decoding."""
+        """Keep the prompt's tokens at ``index`` ``[B, Hkv, m]``, and that many while decoding.
+
+        Raises:
+            MethodError: there are no such tokens, or one is named twice.
+        """
+        checked_index(index, prompt.keys.shape[2])
         kept = [gather_tokens(rows, index) for rows in (prompt.keys, prompt.values, prompt.positions[..., None])]
         buffers = [self.keys_store.buffer, self.values_store.buffer, self.positions]
         for rows, buffer in zip(kept, buffers, strict=True):
@@ -129,7 +150,7 @@ class EvictedLayer(DenseLayer):
             self.observer.forget(self.every - past)
 
     def _evict(self, budget: int) -> None:
-        ranked = ranking(self.rule.score(self._view()))
+        ranked = ranking(scored(self.rule, self._view(), budget, self.watch))
         held = [h for h in (self.keys_store, self.values_store, self.positions, self.observer) if h is not None]
         for holder in held:
             if ranked.shape[-1] == budget + 1 and not self.rule.in_order:

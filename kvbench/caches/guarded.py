@@ -36,7 +36,7 @@ class GuardedLayer(LayerCache):
         dense, coded = self._split(prompt)
         for stores, index in ((self.guarded, dense), (self.coded, coded)):
             if index.shape[-1]:
-                part = prompt.at(index)
+                part = prompt.gathered(index)
                 stores[0].append(part.keys)
                 stores[1].append(part.values)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kvbench.caches.attend import causal
 from kvbench.caches.buffers import scatter_tokens
+from kvbench.caches.checked import Watch, checked_index
 from kvbench.caches.compat import AnyLayer, OwnLength, prompt_in_pieces, query_length
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
@@ -24,7 +25,7 @@ from kvbench.caches.observe import Observer
 from kvbench.caches.prompts import OpenPrompt, refused
 from kvbench.caches.rope import Rope
 from kvbench.caches.stores import Store
-from kvbench.errors import UsageError
+from kvbench.errors import MethodError, UsageError
 
 TAG = "_kvbench_layer"
 """Attribute by which the fresh keys of a forward name the layer that stores them."""
@@ -105,7 +106,15 @@ class TokenView:
     scores: Tensor | None = None
 
     def at(self, index: Tensor) -> TokenView:
-        """The tokens at ``index`` ``[B, Hkv, m]`` alone."""
+        """The tokens at ``index`` ``[B, Hkv, m]`` alone.
+
+        Raises:
+            MethodError: there are no such tokens, or one is named twice.
+        """
+        return self.gathered(checked_index(index, self.keys.shape[2]))
+
+    def gathered(self, index: Tensor) -> TokenView:
+        """As ``at``, of an index that cannot be wrong by the way in which it was made."""
         rows = index[..., None].expand(*index.shape, self.keys.shape[3])
         scores = None if self.scores is None else self.scores.gather(2, index)
         keys, values = self.keys.gather(2, rows), self.values.gather(2, rows)
@@ -190,6 +199,8 @@ class LayerCache(TaggedLayer):
         self.make: Callable[[], LayerCache] | None = None
         """Makes an empty layer like this one; set by the cache, used for rows of different lengths."""
         self.rows: list[LayerCache] = []
+        self.watch = Watch()
+        """What was seen of scores while decoding, where a device may not be waited for."""
 
     # What a method defines -----------------------------------------------------------------
 
@@ -279,9 +290,27 @@ class LayerCache(TaggedLayer):
         """
         self.scaling = scaling
         try:
-            return self._forward(q, k, v, scaling, padding)
+            out = self._forward(q, k, v, scaling, padding)
         finally:
             self.hidden = None
+        if out.shape[:3] != q.shape[:3]:
+            given, asked = list(out.shape), list(q.shape)
+            raise MethodError(f"attention gave {given} for queries {asked}", hint="attend returns [rows, query heads, m, D]")
+        return out
+
+    def inner_layers(self) -> Iterator[LayerCache]:
+        """Layers that this one is made of."""
+        return iter(self.rows)
+
+    def look(self) -> None:
+        """Wait for the device, and say whether all scores since the prompt did rank.
+
+        Raises:
+            MethodError: some did not.
+        """
+        self.watch.look()
+        for layer in self.inner_layers():
+            layer.look()
 
     def _forward(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None) -> Tensor:
         if self.rows or (self.seen == 0 and padding is not None and not bool(padding.all())):

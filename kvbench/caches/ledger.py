@@ -22,11 +22,13 @@ class Part:
         name: What it is in the ledger (``keys``, ``value scales``, ``kept positions`` …).
         tensor: The tensor; its whole storage is held.
         used: Bytes of it that the next query depends on; the rest is preallocated room.
+        live: The elements in use, a view of ``tensor``; ``None`` is all of it, or of a tensor with room the first along its token axis.
     """
 
     name: str
     tensor: Tensor
     used: int
+    live: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kvbench.caches.checked import checked_mask, checked_scores
 from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.layer import LayerCache, LayerContext, Restored, TokenView
 from kvbench.caches.ledger import Part
@@ -43,6 +44,11 @@ class RaggedLayer(LayerCache):
             for head, layer in enumerate(layers):
                 layer.scaling, layer.seen = self.scaling, self.seen
                 yield Cell.of(row, head, self.groups), layer
+
+    def inner_layers(self) -> Iterator[LayerCache]:
+        yield from super().inner_layers()
+        for row in self.cells:
+            yield from row
 
     def _context(self, head: int) -> LayerContext:
         """The layer's context as its ``head`` sees it: artefacts with an entry a KV head give it its own."""
@@ -147,6 +153,7 @@ class SelectedHeads(RaggedLayer):
     def _selected(self, prompt: TokenView) -> Iterator[tuple[Cell, LayerCache, TokenView, Tensor]]:
         """Every cell with its tokens of the prompt and their indices ``[m]``."""
         mask, scores = self.select(prompt)
+        checked_mask(mask, prompt), checked_scores(scores, prompt, ranks=False)
         scored = replace(prompt, scores=scores)
         for cell, layer in self.fill(prompt.keys.shape[0]):
             index = mask[cell.rows, cell.keys][0, 0].nonzero()[:, 0]

@@ -10,10 +10,15 @@ from kvbench.caches.evicted import ranking
 from kvbench.caches.layer import TokenView
 
 
+def certain(scores: Tensor, where: Tensor) -> Tensor:
+    """``scores`` with a value that none exceeds, and yet a number, ``where`` a token is kept whatever its own."""
+    return scores.masked_fill(where, torch.finfo(scores.dtype).max)
+
+
 def window_votes(tokens: TokenView, window: int, kernel: int) -> Tensor:
     """Attention of the last ``window`` queries, averaged over them and the query group, then over ``kernel`` neighbours.
 
-    SnapKV, arXiv 2404.14469, §4. The window itself scores infinity. Pooling pads with zeros and always
+    SnapKV, arXiv 2404.14469, §4. The window itself scores highest. Pooling pads with zeros and always
     divides by ``kernel``.
 
     Returns:
@@ -23,7 +28,7 @@ def window_votes(tokens: TokenView, window: int, kernel: int) -> Tensor:
     in_window = tokens.positions >= tokens.seen - window
     older = received.masked_fill(in_window, 0.0)
     pooled = avg_pool1d(older, kernel, stride=1, padding=kernel // 2)
-    return pooled.masked_fill(in_window, float("inf"))
+    return certain(pooled, in_window)
 
 
 def best_over_heads(scores: Tensor, budget: int, safe: int) -> Tensor:
@@ -36,6 +41,6 @@ def best_over_heads(scores: Tensor, budget: int, safe: int) -> Tensor:
         Mask ``[B, Hkv, T]``.
     """
     own = torch.zeros_like(scores, dtype=torch.bool).scatter(2, ranking(scores)[..., :safe], True)
-    above = scores.masked_fill(own, float("inf")).flatten(1)
+    above = certain(scores, own).flatten(1)
     best = ranking(above[:, None])[:, 0, : budget * scores.shape[1]]
     return torch.zeros_like(above, dtype=torch.bool).scatter(1, best, True).view_as(own)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvbench.caches.attend import fold, unfold
 from kvbench.caches.buffers import TokenBuffer
+from kvbench.caches.checked import finite
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import Part
@@ -59,11 +60,16 @@ class ThresholdLayer(DenseLayer):
         self._store(prompt.keys[:, :, own], prompt.values[:, :, own], prompt.scores[..., passed:])
         self.tested = prompt.seen - newest
 
+    def inner_layers(self) -> Iterator[LayerCache]:
+        yield from super().inner_layers()
+        if self.store is not None:
+            yield self.store
+
     def _hand_over(self, tokens: TokenView, index: Tensor) -> None:
         """Give ``store`` the tokens at ``index`` ``[m]``, if any."""
         if self.store is not None and len(index):
             self.store.scaling, self.store.seen = self.scaling, self.seen
-            self.store.compress(tokens.at(index[None, None]))
+            self.store.compress(tokens.gathered(index[None, None]))
 
     @property
     def length(self) -> int:
@@ -81,7 +87,7 @@ class ThresholdLayer(DenseLayer):
         if self.store is None or passed == 0:
             return prompt.positions
         index = torch.arange(passed, device=prompt.keys.device)[None, None]
-        return torch.cat((self.store.places(prompt.at(index)), prompt.positions[..., passed:]), 2)
+        return torch.cat((self.store.places(prompt.gathered(index)), prompt.positions[..., passed:]), 2)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         if self.scores is None:
@@ -175,6 +181,7 @@ class SurrogateHeads(SelectedHeads):
         if self.hidden is None:
             raise ValueError("this method reads hidden states, and the model's attention module was not called with any")
         self.scores = surrogate_scores(self.hidden, self.context.artefacts, self.surrogate)
+        self.watch.see(~finite(self.scores))
         try:
             return super().block(q, k, v)
         finally:

@@ -9,6 +9,10 @@ from kvbench.errors import ExitCode
 from kvbench.spec import ModelSpec
 
 
+COUNTED = 20
+"""Steps of a stage up to which each is told."""
+
+
 @click.command()
 @click.argument("method")
 @click.option("--model", metavar="ID", help="Also on this model: hub id, folder or .gguf file.  [default: tiny seeded models]")
@@ -33,7 +37,9 @@ def verify(context: click.Context, method: str, model: str | None) -> None:
 
 
 def _stage(stage: str, done: int = 0, total: int = 0) -> None:
-    if done == 0:
+    if 0 < total <= COUNTED:
+        talk(f"  {stage}: {done} of {total}")
+    elif done == 0:
         talk(f"  {stage}")
 
 

@@ -191,7 +191,19 @@ class _Group:
             parts = [len(option) for option in options]
             sums = [float(s.double().sum()) for s in torch.split(scores, parts)]
             found[name] = Choices(*self.stored[name], sums, [bool(b.all()) for b in torch.split(best, parts)], parts)
+        self._look(torch.isfinite(hidden[:, real]).all())
         return found
+
+    def _look(self, finite: Tensor) -> None:
+        """Wait for the device, once.
+
+        Raises:
+            MethodError: a method's scores ranked nothing. FloatingPointError: hidden states were not ``finite``.
+        """
+        for cache in self.caches:
+            cache.look()
+        if not bool(finite):
+            raise FloatingPointError("hidden states that predict an answer are NaN or infinite")
 
     def _predictors(self, options: Sequence[list[int]]) -> Tensor:
         """States that predict every token of every option, ``[methods, options, longest, hidden]``; those past an option's end are none.
@@ -235,8 +247,10 @@ class _Group:
         ended: set[str] = set()
         ends = end_tokens(self.session)
         active, caches, tokens = list(self.names), list(self.caches), self.question.expand(len(self.names), -1)
+        finite = torch.ones((), dtype=torch.bool, device=self.question.device)
         for _ in range(max_tokens):
             hidden = self.runner.together(tokens, caches, [1] * len(caches))
+            finite = finite & torch.isfinite(hidden[:, -1]).all().to(finite.device)
             choice = self.runner.logits(hidden[:, -1]).argmax(-1).tolist()
             for name, token in zip(active, choice, strict=True):
                 if token not in ends:
@@ -248,6 +262,7 @@ class _Group:
                 break
             active, caches = [active[i] for i in on], [caches[i] for i in on]
             tokens = torch.tensor([[choice[i]] for i in on], device=self.question.device)
+        self._look(finite)
         return {name: Answer(*self.stored[name], written[name], name in ended) for name in self.names}
 
 

@@ -8,7 +8,8 @@ blocks (:mod:`kvbench.caches.layer`), which equals feeding one token at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,9 @@ from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, bui
 from kvbench.caches.folding import Folds, folded
 from kvbench.caches.joint import JointCache
 from kvbench.caches.layer import TokenView
+from kvbench.caches.marks import marks, same
 from kvbench.caches.needs import Needs
+from kvbench.errors import MethodError
 from kvbench.methods.base import Method
 
 
@@ -30,10 +33,19 @@ class Prompt:
     Attributes:
         views: Keys, values and observations, one a layer.
         last_hidden: Final hidden state of the last token, ``[B, hidden]``; it predicts the first scored token.
+        tokens, needs: What it was made of, so that it can be made again.
+        marks: What it was: no method may change what the next one reads.
     """
 
     views: list[TokenView]
     last_hidden: Tensor
+    tokens: Tensor
+    needs: Needs
+    marks: list[Tensor] = field(repr=False)
+
+    def untouched(self) -> bool:
+        """Whether it is as it was made."""
+        return same(self.marks, marks(self.views))
 
 
 @dataclass(frozen=True)
@@ -59,16 +71,42 @@ class Runner:
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, needs: Needs) -> Prompt:
         """Run a prompt ``[B, C]`` once, uncompressed, gathering what methods need."""
+        views, last_hidden = self._captured(tokens, needs)
+        return Prompt(views, last_hidden, tokens, needs, marks(views))
+
+    def _captured(self, tokens: Tensor, needs: Needs) -> tuple[list[TokenView], Tensor]:
         cache = capture_cache(self.geometry, needs, self.artefacts)
         hidden = self.forward(tokens, cache)
-        return Prompt(captured(cache), hidden[:, -1].clone())
+        return captured(cache), hidden[:, -1].clone()
 
     @torch.inference_mode()
     def compress(self, method: Method, prompt: Prompt) -> KVCache:
-        """``method``'s cache of the prompt."""
+        """``method``'s cache of the prompt, which is left as it was.
+
+        Raises:
+            MethodError: the method changed the prompt; it is made again for the others.
+        """
         cache = self.cache(method)
-        cache.adopt(prompt.views)
+        with self.lent(prompt):
+            cache.adopt(prompt.views)
         return cache
+
+    @contextmanager
+    def lent(self, prompt: Prompt) -> Iterator[None]:
+        """A shared prompt in the hands of one method.
+
+        Raises:
+            MethodError: at the end it is not what it was; it is made again for the others.
+        """
+        try:
+            yield
+        finally:
+            changed = not prompt.untouched()
+            if changed:
+                prompt.views[:] = self._captured(prompt.tokens, prompt.needs)[0]
+        if changed:
+            text = "the method changed the prompt that it was given, which all methods share"
+            raise MethodError(text, hint="work on copies: tokens.keys.clone()")
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
@@ -100,20 +138,42 @@ class Runner:
         """Hidden states ``[B, S, hidden]`` that predict the continuation ``tokens`` ``[B, S]``.
 
         The first comes from the uncompressed prompt; the other S − 1 read compressed storage.
+
+        Raises:
+            FloatingPointError, MethodError: as :func:`sound`.
         """
         first = prompt.last_hidden[:, None].to(tokens.device)
         if tokens.shape[1] == 1:
             return first
         walk = self.stepwise if stepwise else self.forward
-        return torch.cat((first, walk(tokens[:, :-1], cache).to(first.device)), 1)
+        return sound(torch.cat((first, walk(tokens[:, :-1], cache).to(first.device)), 1), cache)
 
     def streaming(self, cache: KVCache, tokens: Tensor, continuation: int, *, stepwise: bool = False) -> Tensor:
-        """Hidden states that predict the last ``continuation`` of ``tokens`` ``[B, C + S]``, compressed from the first token."""
+        """Hidden states that predict the last ``continuation`` of ``tokens`` ``[B, C + S]``, compressed from the first token.
+
+        Raises:
+            FloatingPointError, MethodError: as :func:`sound`.
+        """
         walk = self.stepwise if stepwise else self.forward
-        return walk(tokens[:, :-1], cache)[:, -continuation:]
+        return sound(walk(tokens[:, :-1], cache)[:, -continuation:], cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head, ``[..., hidden]`` → ``[..., vocabulary]``."""
         head = self.model.get_output_embeddings()
         out: Tensor = head(hidden.to(head.weight.device))
         return out
+
+
+def sound(hidden: Tensor, cache: KVCache) -> Tensor:
+    """``hidden`` as it is, if every number in it is finite and every score on the way did rank.
+
+    Raises:
+        MethodError: a score while decoding ranked nothing.
+        FloatingPointError: a hidden state is NaN or infinite.
+    """
+    cache.look()
+    broken = ~torch.isfinite(hidden)
+    if bool(broken.any()):
+        where = broken.any(-1)
+        raise FloatingPointError(f"{int(where.sum())} of {where.numel()} final hidden states are NaN or infinite")
+    return hidden

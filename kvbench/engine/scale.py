@@ -55,7 +55,8 @@ class PromptScale:
         layers, views = self.runner.cache(method).layers, self.prompt.views
 
         def stored(index: int) -> int:
-            layers[index].adopt(views[index])
+            with self.runner.lent(self.prompt):
+                layers[index].adopt(views[index])
             return layers[index].ledger().stored
 
         ends = [stored(index) for index in sorted({0, len(layers) - 1})]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
+from kvbench.caches.checked import checked_index
+from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.ledger import storage_bytes
 from kvbench.calibration import provide
 from kvbench.engine.audit import Auditor
 from kvbench.engine.protocol import Runner
 from kvbench.engine.session import Session
 from kvbench.engine.tiny import FAMILIES, make_tiny_model
+from kvbench.errors import UsageError
 from kvbench.evaluators.base import BASELINE
 from kvbench.methods.base import METHODS, Method, expand, free, refuse, resolve
 from kvbench.shape import shape_of
@@ -63,10 +67,9 @@ def verify(method_text: str, stage: Stage, *, model: ModelSpec | None = None) ->
     method = resolve(tried, RunSpec())
     checks: list[Check] = []
     for family in FAMILIES:
-        stage(f"conformance of {tried.label} on a tiny {family} model", 0, 0)
-        checks += conformance(method, family, Sizes())
+        checks += conformance(method, family, Sizes(), stage)
     audited = tried if model is None else spec
-    stage(f"audit of {audited.label}", 0, 0)
+    stage(f"audit of {audited.label}", 0, 1)
     return checks + list(_audit(audited, model, stage))
 
 
@@ -76,16 +79,32 @@ def _on_tiny(spec: MethodSpec) -> MethodSpec:
     return spec if trial is None or spec.params or spec.store is not None else MethodSpec.parse(trial)
 
 
-def conformance(method: Method, family: str, sizes: Sizes) -> list[Check]:
-    """All paths of one method on one tiny model.
+def conformance(method: Method, family: str, sizes: Sizes, stage: Stage = silent) -> list[Check]:
+    """All paths of one method on one tiny model; a path that breaks is a check that failed.
 
     Raises:
         UsageError: the method's parameters do not fit a head of 16.
     """
     bench = _Bench(method, family, sizes)
-    ways: list[tuple[str, int]] = [("prefill", 1), ("streaming", 1), ("streaming", 7)]
-    found = [bench.blocks(protocol, chunk) for protocol, chunk in ways if protocol in method.protocols]
-    return [*found, bench.batch_row(), bench.padded_row(), bench.together(), bench.generates(), bench.tiny(), bench.ledger()]
+    title = f"conformance of {method.label} on a tiny {family} model"
+    checks = bench.checks()
+    found = []
+    for done, (name, check) in enumerate(checks.items()):
+        stage(title, done, len(checks))
+        found.append(_tried(f"{name} ({family})", check))
+    stage(title, len(checks), len(checks))
+    return found
+
+
+def _tried(name: str, check: Callable[[], Check]) -> Check:
+    """What ``check`` finds, or that it could not be made: a method may break anywhere."""
+    try:
+        return check()
+    except UsageError:
+        raise
+    except Exception as error:
+        text = next(iter(str(error).splitlines()), "")
+        return Check(name, False, type(error).__name__, None, text)
 
 
 class _Bench:
@@ -101,6 +120,21 @@ class _Bench:
         self.artefacts = _artefacts(method, self.model, self.geometry)
         draw = torch.Generator().manual_seed(7)
         self.tokens = torch.randint(3, 128, (2, sizes.context + sizes.continuation), generator=draw)
+
+    def checks(self) -> dict[str, Callable[[], Check]]:
+        """What is compared, by name, in order."""
+        ways: list[tuple[str, int]] = [("prefill", 1), ("streaming", 1), ("streaming", 7)]
+        blocks = {_walk(p, chunk): partial(self.blocks, p, chunk) for p, chunk in ways if p in self.method.protocols}
+        return {
+            **blocks,
+            "row of a batch = row alone": self.batch_row,
+            "left-padded row = row alone": self.padded_row,
+            "together = each alone": self.together,
+            "model.generate = scored path": self.generates,
+            "block = token by token, tiny prompts": self.tiny,
+            "kept tokens are tokens": self.kept,
+            "ledger = storages": self.ledger,
+        }
 
     def runner(self, **options: Any) -> Runner:
         return Runner(self.model, self.geometry, self.artefacts, CacheOptions(None, context=self.sizes.context, **options))
@@ -127,7 +161,7 @@ class _Bench:
         runner = self.runner(protocol=protocol, chunk_size=chunk)
         by_token, _ = self.scored(runner, self.tokens, stepwise=True)
         by_block, _ = self.scored(runner, self.tokens)
-        name = f"block = token by token, {protocol}" + (f" chunk {chunk}" if protocol == "streaming" else "")
+        name = _walk(protocol, chunk)
         whole = self.check(name, by_block, by_token, "largest difference of final hidden states")
         if protocol == "streaming":
             return whole
@@ -205,11 +239,37 @@ class _Bench:
             worst = max(worst, float((by[0] - by[1]).abs().nan_to_num(nan=torch.inf).max()))
         return Check(name, worst <= LIMIT, worst, LIMIT, f"prompts of {', '.join(map(str, TINY))} tokens")
 
+    @torch.inference_mode()
+    def kept(self) -> Check:
+        """Where layers say which of the prompt's tokens they keep: each there, and in each head once; and so while decoding."""
+        runner = self.runner()
+        prompt = runner.prefill(self.tokens[:, : self.sizes.context], self.method.needs)
+        cache = runner.compress(self.method, prompt)
+        said = 0
+        for layer, view in zip(cache.layers, prompt.views, strict=True):
+            try:
+                places = layer.places(view)
+            except NotImplementedError:
+                continue
+            said += 1
+            checked_index(places, prompt.views[0].seen)
+        runner.forward(self.tokens[:, self.sizes.context :], cache)
+        for layer in cache.layers:
+            if isinstance(layer, EvictedLayer) and layer.positions is not None:
+                checked_index(layer.positions.view()[..., 0], layer.seen)
+        return Check(
+            f"kept tokens are tokens ({self.family})", True, None, None, f"{said} of {len(cache.layers)} layers say which they keep"
+        )
+
     def ledger(self) -> Check:
         _, cache = self.scored(self.runner(), self.tokens)
         parts = [part.tensor for layer in cache.layers for part in layer.all_parts()]
         held, counted = storage_bytes(parts), cache.ledger().allocated
         return Check(f"ledger = storages ({self.family})", held == counted, float(held - counted), 0.0, f"{counted:,} bytes counted")
+
+
+def _walk(protocol: str, chunk: int) -> str:
+    return f"block = token by token, {protocol}" + (f" chunk {chunk}" if protocol == "streaming" else "")
 
 
 def _artefacts(method: Method, model: Any, geometry: Geometry) -> Artefacts:
@@ -226,7 +286,13 @@ def _audit(spec: MethodSpec, model: ModelSpec | None, stage: Stage) -> Iterator[
     )  # fmt: skip
     methods = {m.label: resolve(m, run) for m in run.methods}
     session = Session.open(run, methods, stage)
-    verdict = Auditor(session, run.context, 16, [spec.label]).examine(spec.label)
+    try:
+        verdict = Auditor(session, run.context, 16, [spec.label]).examine(spec.label)
+    except UsageError:
+        raise
+    except Exception as error:
+        yield Check("audit", False, type(error).__name__, None, next(iter(str(error).splitlines()), ""))
+        return
     for name, check in verdict.checks.items():
         yield Check(f"audit: {name}", check.passed or (spec.label == BASELINE and name == "fewer bytes"), check.figure, None, check.detail)
     yield Check("audit label", verdict.label in ("real", "reference"), verdict.label, None, f"at {run.context} tokens of {run.model.id}")

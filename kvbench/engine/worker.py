@@ -61,8 +61,10 @@ class Emitter:
 class Context(UnitContext):
     """Tells what happens in one unit, and turns a method's failure into its row."""
 
-    def __init__(self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str], *, apart: bool = False) -> None:
-        self._unit, self._emit, self._failed, self.apart = unit, emit, failed, apart
+    def __init__(
+        self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str], *, apart: bool = False, dtype: str = ""
+    ) -> None:
+        self._unit, self._emit, self._failed, self._dtype, self.apart = unit, emit, failed, dtype, apart
         self.facts = 0
         """Records, audits and failures told so far."""
 
@@ -105,11 +107,13 @@ class Context(UnitContext):
         self._failed.add(method)
         self._tell(ev.MethodFailed(time.time(), self._unit.id, method, text, kind))
         if method == BASELINE:
-            raise RunFailed(f"the baseline failed in {self._unit.id}: {text}", hint=_baseline_hint(kind))
+            raise RunFailed(f"the baseline failed in {self._unit.id}: {text}", hint=_baseline_hint(kind, self._dtype))
         return False
 
 
-def _baseline_hint(kind: str) -> str:
+def _baseline_hint(kind: str, dtype: str) -> str:
+    if kind == "not finite" and dtype == "float16":
+        return "--dtype bfloat16  # float16 ends at 65,504, and this model's numbers go beyond it"
     return "use smaller --context or --batch-size, or another --device" if kind == "out of memory" else "kvbench verify baseline"
 
 
@@ -268,12 +272,17 @@ def do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed
     started = time.time()
     emit(ev.UnitStarted(started, unit.id))
     alive = tuple(label for label in unit.methods if label not in failed)
-    context = Context(unit, emit, failed, apart=apart)
+    context = Context(unit, emit, failed, apart=apart, dtype=_format_of(session))
     if alive:
         evaluator.run(replace(unit, methods=alive), session, context)
     gc.collect()  # by itself Python looks for circles after hundreds of units, and a method's may hold its tensors
     now = time.time()
     emit(ev.UnitFinished(now, unit.id, now - started, context.facts))
+
+
+def _format_of(session: Session) -> str:
+    """In which the model computes: ``float16``."""
+    return str(session.loaded.dtype).removeprefix("torch.")
 
 
 def die_with(supervisor: int) -> None:

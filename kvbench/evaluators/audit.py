@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from kvbench.errors import RunFailed
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary, UnitContext, param
 from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.state import NOTHING_YET, Unit
 
 if TYPE_CHECKING:
+    from kvbench.engine.audit import Verdict
     from kvbench.engine.session import Session
+
+IDENTITY = ("identity", "head")
+"""Checks of the baseline without which no figure of a run stands."""
 
 
 @dataclass(frozen=True)
 class Audit(Evaluator):
-    """Ledger against storages, surviving copies, canary, identity; see :mod:`kvbench.engine.audit`."""
+    """Ledger against storages, transplant, canary, identity; see :mod:`kvbench.engine.audit`."""
 
     name: ClassVar[str] = "audit"
     title: ClassVar[str] = "are the bytes really fewer, and are they what attention reads? (part of every run)"
@@ -32,18 +37,42 @@ class Audit(Evaluator):
         return [Unit(f"{self.name}/0", self.name, 0, tuple(methods), steps=len(methods))]
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
-        """Label every method from one prompt."""
+        """Label every method from one prompt; where nothing is compressed yet at its length, from one of the run's.
+
+        Raises:
+            RunFailed: the baseline through kvbench's path is not the model.
+        """
         from kvbench.engine.audit import Auditor
 
-        auditor = Auditor(session, min(self.context, session.spec.context), self.steps, unit.methods)
+        whole = session.spec.context
+        auditor = Auditor(session, min(self.context, whole), self.steps, unit.methods)
+        found: dict[str, Verdict] = {}
+
+        def examine(label: str) -> None:
+            verdict = auditor.examine(label)
+            if verdict.label == NOTHING_YET and self.context < whole:
+                verdict = Auditor(session, whole, self.steps, [label]).examine(label)
+            context.audited(label, verdict.label, verdict.to_plain())
+            found[label] = verdict
+
         for label in unit.methods:
             context.method_started(label)
-            context.guard(label, partial(_audit, auditor, label, context))
+            context.guard(label, partial(examine, label))
+            _demand_identity(found.get(label))
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
         return {}
 
 
-def _audit(auditor: object, label: str, context: UnitContext) -> None:
-    verdict = auditor.examine(label)  # type: ignore[attr-defined]
-    context.audited(label, verdict.label, verdict.to_plain())
+def _demand_identity(verdict: Verdict | None) -> None:
+    """End the run where the baseline is not the model: every figure of it would be of another one.
+
+    Raises:
+        RunFailed: says which comparison failed, and by how much.
+    """
+    checks = {} if verdict is None else verdict.checks
+    for name in IDENTITY:
+        check = checks.get(name)
+        if check is not None and not check.passed:
+            text = f"kvbench does not compute what this model computes: {name}, {check.figure:.3g}, {check.detail}"
+            raise RunFailed(text, hint="kvbench verify baseline --model MODEL  # and tell us which model it is")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kvbench.measures.paired import ALPHA, Kind, kind_of, paired, shared
 from kvbench.measures.rounding import is_within
 from kvbench.methods.base import CONTROLS
+from kvbench.state import NOTHING_YET
 from kvbench.stats import mann_whitney, median
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def is_better(a: Measured, b: Measured) -> bool:
 
 def is_unmasked(row: Row) -> bool:
     """Whether the audit found that the method saves less than it says; the reference saves nothing by definition."""
-    return row.audit not in (None, "real") and row.label != BASELINE
+    return row.audit not in (None, "real", NOTHING_YET) and row.label != BASELINE
 
 
 def is_control(label: str) -> bool:
@@ -55,8 +56,8 @@ def is_control(label: str) -> bool:
 
 
 def is_ranked(row: Row) -> bool:
-    """Whether the row may be ranked: neither failed, nor a control, nor unmasked by the audit."""
-    return row.status != "failed" and not is_control(row.label) and not is_unmasked(row)
+    """Whether the row may be ranked: neither failed, nor a control, nor unmasked by the audit, nor yet to compress anything."""
+    return row.status != "failed" and not is_control(row.label) and not is_unmasked(row) and row.audit != NOTHING_YET
 
 
 def contenders(rows: Sequence[Row]) -> list[Row]:

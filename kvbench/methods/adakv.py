@@ -68,12 +68,15 @@ class AdaKV(Eviction):
 
     def select(self, prompt: TokenView) -> tuple[Tensor, Tensor]:
         """Mask ``[B, Hkv, T]`` of the tokens kept, and the scores."""
-        from dataclasses import replace
-
+        from kvbench.caches.checked import checked_count
+        from kvbench.caches.evicted import scored
         from kvbench.caches.scores import best_over_heads
 
-        budget = self.kept(prompt.keys.shape[2], prompt.layer)
-        scores = self.score(replace(prompt, budget=budget))
+        tokens = prompt.keys.shape[2]
+        budget = checked_count(self.kept(tokens, prompt.layer), tokens)
+        scores = scored(self, prompt, budget)
+        if not scores.is_floating_point():
+            scores = scores.double()
         return best_over_heads(scores, budget, int(budget * self.alpha_safeguard)), scores
 
     def layer(self, context: LayerContext) -> LayerCache:

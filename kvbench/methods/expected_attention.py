@@ -45,8 +45,10 @@ class ExpectedAttention(Eviction):
         return Needs(moments=(self.n_sink,))
 
     def score(self, tokens: TokenView) -> Tensor:
+        from kvbench.caches.scores import certain
+
         if tokens.seen <= self.n_sink:  # no query to expect anything of, and nothing but sinks to score
-            return tokens.keys.new_full(tokens.keys.shape[:3], float("inf"), dtype=tokens.wide)
+            return tokens.keys.new_zeros(tokens.keys.shape[:3], dtype=tokens.wide)
         logits = self._logits(tokens)  # [B, Hq, T]
         groups = logits.shape[1] // tokens.keys.shape[1]
         is_sink = tokens.positions < self.n_sink
@@ -54,7 +56,7 @@ class ExpectedAttention(Eviction):
         scores = tokens.over_groups(probs)
         if self.use_vnorm:
             scores = scores * tokens.values.to(scores.dtype).norm(dim=-1)
-        return scores.masked_fill(is_sink, float("inf"))
+        return certain(scores, is_sink)
 
     def _logits(self, tokens: TokenView) -> Tensor:
         moments = next((m for m in tokens.observed.moments if m.skip == self.n_sink), None)

@@ -41,8 +41,10 @@ class H2O(Eviction):
         return Needs(attention=True)
 
     def score(self, tokens: TokenView) -> Tensor:
+        from kvbench.caches.scores import certain
+
         sums = tokens.observed.attention
         if sums is None or tokens.budget is None:
             raise ValueError("h2o was given no attention sums")
         newest = tokens.positions >= tokens.seen - round(self.recent * tokens.budget)
-        return tokens.over_groups(sums).masked_fill(newest, float("inf"))
+        return certain(tokens.over_groups(sums), newest)

@@ -51,7 +51,7 @@ class LagKV(Eviction):
         if partitions > 1:
             ranked = slice(self.n_sink, self.n_sink + (partitions - 1) * self.lag_size)
             scores[:, :, ranked] = self._worth(tokens, partitions).flatten(2)
-        scores[:, :, : self.n_sink] = float("inf")
+        scores[:, :, : self.n_sink] = torch.finfo(scores.dtype).max
         return scores
 
     def _worth(self, tokens: TokenView, partitions: int) -> Tensor:

@@ -31,6 +31,8 @@ class TOVA(Eviction):
         return Needs(window=1)
 
     def score(self, tokens: TokenView) -> Tensor:
+        from kvbench.caches.scores import certain
+
         received = tokens.window_attention(1)[:, :, 0]  # [B, Hq, T]
         shared = received.mean(1, keepdim=True).expand(-1, tokens.keys.shape[1], -1)
-        return shared.masked_fill(tokens.positions == tokens.seen - 1, float("inf"))
+        return certain(shared, tokens.positions == tokens.seen - 1)

@@ -12,9 +12,10 @@ order; how the streams of several units lie between each other changes nothing b
 """
 
 from kvbench.state.rules import apply, replay
-from kvbench.state.states import OVER_BUDGET, MethodState, MethodStatus, Records, RunState, Status, Unit
+from kvbench.state.states import NOTHING_YET, OVER_BUDGET, MethodState, MethodStatus, Records, RunState, Status, Unit
 
 __all__ = [
+    "NOTHING_YET",
     "OVER_BUDGET",
     "MethodState",
     "MethodStatus",

@@ -13,6 +13,8 @@ Status = Literal["planned", "running", "interrupted", "failed", "finished"]
 MethodStatus = Literal["waiting", "running", "done", "failed"]
 Records = Mapping[str, Mapping[str, Mapping[str, dict[str, Any]]]]
 """evaluator → method → key → data, each in the plan's order."""
+NOTHING_YET: Literal["nothing compressed yet"] = "nothing compressed yet"
+"""The audit's label of a row that stores all as it is: no accusation, and no compression."""
 OVER_BUDGET = "budget"
 """Kind of the failure of a method that cannot meet its budget: it would not the next time either."""
 

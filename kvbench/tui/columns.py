@@ -9,6 +9,7 @@ from typing import Literal
 from kvbench import factors
 from kvbench.formats import MIB, NONE, TIMES, fixed, is_symmetric, shorten, signed
 from kvbench.measures.apart import contenders, is_better
+from kvbench.state import NOTHING_YET
 from kvbench.summary import Row
 
 Best = Literal["lowest", "highest"]
@@ -154,8 +155,13 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _speed(),
         _column("ttft", "TTFT ms", 7, 8, lambda r: _over(r.ttft_s, 0.001), 1, "time to first token: prefill and compression", "lowest",
                 metric="ttft_s"),
-        Column("audit", "audit", 9, 11, lambda _: None, lambda r: r.audit or NONE, meaning="what the bytes that attention reads really do"),
+        Column("audit", "audit", 9, 11, lambda _: None, _standing, meaning="what the bytes that attention reads really do"),
     ]  # fmt: skip
+
+
+def _standing(row: Row) -> str:
+    """The audit's label; the longest in short, the details panel has it whole."""
+    return "not yet" if row.audit == NOTHING_YET else row.audit or NONE
 
 
 def columns_of(rows: Sequence[Row], evaluators: Collection[str] | None) -> list[Column]:

@@ -13,7 +13,7 @@ from kvbench.errors import KvbenchError
 from kvbench.evaluators.base import BASELINE
 from kvbench.formats import NONE, fixed, shorten, signed, size
 from kvbench.spec import MethodSpec, format_value
-from kvbench.state import MethodState
+from kvbench.state import NOTHING_YET, MethodState
 from kvbench.summary import Row
 from kvbench.tui.canvas import bar, spark
 from kvbench.tui.facts import ledger, per_layer
@@ -126,7 +126,7 @@ def _interval(low: float | None, high: float | None, sign: str) -> str:
 def _audit(method: MethodState, palette: Palette, width: int) -> Text | None:
     if method.audit_label is None:
         return None
-    good = method.audit_label in ("real", "reference")
+    good = method.audit_label in ("real", "reference", NOTHING_YET)
     text = _section("audit", palette, width - len(method.audit_label) - 3)
     text.append(f" {'✓' if good else '⚠'} {method.audit_label}", palette.ink("success" if good else "warning", bold=True))
     for name, check in (method.audit or {}).items():

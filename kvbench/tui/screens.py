@@ -34,6 +34,7 @@ SIGNS = (
     (f"{GLYPHS['waiting']} {GLYPHS['running']} {GLYPHS['done']} {GLYPHS['failed']}", "waiting, running, done, failed"),
     (BEST, "shown best of rows that beat random and save half as much"),
     (f"{WARN} masked", "the audit found no real saving: shown, not ranked"),
+    ("not yet", "nothing compressed yet: the prompt is shorter than what the method leaves as it is"),
     ("● ○ ◆ ◇", "on the frontier, not on it, selected, the baseline"),
 )
 

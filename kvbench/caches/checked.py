@@ -1,0 +1,160 @@
+"""What is asked of a method's scores and of the tokens that it keeps, at the place where they are used.
+
+A score that is NaN ranks nothing, and yet a sort puts it somewhere: what comes out looks like a measurement. One that is
++∞ means *kept for certain*; where every token of a long head is, nothing is ranked either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kvbench.errors import MethodError
+
+if TYPE_CHECKING:
+    from kvbench.caches.layer import TokenView
+
+SHORT = 64
+"""Tokens up to which all may be certain: a prompt shorter than a method's window, or than its sinks."""
+SCORES = "scores must be numbers that rank: not NaN, not -inf, and not +inf (kept for certain) for every token of a head"
+
+
+class Watch:
+    """Looks at numbers without making a device wait: on the CPU at once, elsewhere when somebody may wait (:meth:`look`)."""
+
+    def __init__(self) -> None:
+        self.found: Tensor | None = None
+        """Whether anything was wrong so far, a boolean on the device; ``None`` where nothing is waiting to be looked at."""
+
+    def see(self, broken: Tensor) -> None:
+        """``broken`` is a boolean of no dimension.
+
+        Raises:
+            MethodError: it is true, and on the CPU.
+        """
+        self.found = broken if self.found is None else self.found | broken
+        if broken.device.type == "cpu":
+            self.look()
+
+    def look(self) -> None:
+        """Wait for the device, and say what was seen.
+
+        Raises:
+            MethodError: something was broken.
+        """
+        found, self.found = self.found, None
+        if found is not None and bool(found):
+            raise MethodError(SCORES, hint="torch.isfinite(scores).all() in the method's score")
+
+
+def finite(scores: Tensor) -> Tensor:
+    """A boolean of no dimension: neither NaN nor −∞ is among ``scores``."""
+    found: Tensor = (scores > float("-inf")).all()
+    return found
+
+
+def checked_scores(scores: Any, tokens: TokenView, watch: Watch | None = None, *, ranks: bool = True) -> Tensor:
+    """``scores`` as they are, if they are one finite number for each of ``tokens``.
+
+    Args:
+        scores: What a method returned for ``tokens``. watch: Where to look at the numbers later; ``None`` looks now.
+        ranks: Whether some tokens have to go: where all stay, all may be certain.
+
+    Raises:
+        MethodError: says what is wrong with them.
+    """
+    found = _formed(scores, tokens.keys.shape[:3], "token")
+    if found.is_floating_point():
+        _see(_broken(found, ranks and found.shape[-1] > SHORT), watch)
+    return found
+
+
+def checked_channels(scores: Any, tokens: TokenView) -> Tensor:
+    """``scores`` as they are, if they are one finite number for each row, KV head and channel of ``tokens``.
+
+    Raises:
+        MethodError: says what is wrong with them.
+    """
+    found = _formed(scores, (*tokens.keys.shape[:2], tokens.keys.shape[3]), "channel")
+    _see(_broken(found, ranks=True), None)
+    return found
+
+
+def _see(broken: Tensor, watch: Watch | None) -> None:
+    """Through ``watch`` if there is one, else at once."""
+    if watch is not None:
+        watch.see(broken)
+        return
+    own = Watch()
+    own.see(broken)
+    own.look()
+
+
+def _formed(scores: Any, shape: Sequence[int], what: str) -> Tensor:
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != tuple(shape):
+        given = f"{list(scores.shape)}" if isinstance(scores, Tensor) else f"{type(scores).__name__}"
+        raise MethodError(f"scores are {given}; they must be one for each row, KV head and {what}, {list(shape)}")
+    if scores.dtype == torch.bool or scores.is_complex():
+        raise MethodError(f"scores are {scores.dtype}; they must be numbers that rank", hint="return scores.float()")
+    form: Tensor = scores
+    return form
+
+
+def _broken(scores: Tensor, ranks: bool) -> Tensor:
+    """A boolean: NaN or −∞ among ``scores`` ``[B, Hkv, T]``, or a head all +∞."""
+    bad = ~finite(scores)
+    return bad | (scores == float("inf")).all(-1).any() if ranks else bad
+
+
+def checked_index(index: Any, tokens: int) -> Tensor:
+    """``index`` ``[B, Hkv, m]`` as it is, if it names tokens that there are, each once in its head.
+
+    Args:
+        tokens: How many there are.
+
+    Raises:
+        MethodError: says what is wrong with it.
+    """
+    if not isinstance(index, Tensor) or index.ndim != 3 or index.is_floating_point() or index.dtype == torch.bool:
+        given = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise MethodError(f"tokens to keep are named by {given}; they must be indices [rows, KV heads, tokens]", hint=_KEPT)
+    if index.numel() == 0:
+        return index
+    inside = bool((index.amin() >= 0) & (index.amax() < tokens))
+    if not inside:
+        raise MethodError(f"tokens to keep are {int(index.amin())} to {int(index.amax())}, and there are {tokens}", hint=_KEPT)
+    ordered = index.sort(-1).values
+    twice = (ordered[..., 1:] == ordered[..., :-1]).any()
+    if bool(twice):
+        raise MethodError("tokens to keep name a token of a head twice", hint=_KEPT)
+    return index
+
+
+_KEPT = "take them from kvbench.caches.evicted.best_tokens"
+
+
+def checked_count(count: Any, tokens: int) -> int:
+    """How many of ``tokens`` a method keeps, at most all of them.
+
+    Raises:
+        MethodError: no whole number above 0.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise MethodError(f"{count!r} of {tokens} tokens are to be kept; it must be a whole number, at least 1", hint="max(1, int(n))")
+    return min(count, tokens)
+
+
+def checked_mask(mask: Any, tokens: TokenView) -> Tensor:
+    """``mask`` ``[B, Hkv, T]`` of the tokens that each head keeps, as it is.
+
+    Raises:
+        MethodError: of another shape, or not boolean.
+    """
+    shape = tuple(tokens.keys.shape[:3])
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        given = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise MethodError(f"tokens kept are marked by {given}; they must be booleans {list(shape)}", hint="mask = scores >= threshold")
+    return mask
