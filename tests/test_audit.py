@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kvbench.caches.attend import attend
 from kvbench.caches.dense import DenseLayer
@@ -18,8 +18,12 @@ from kvbench.caches.stores import QuantStore
 from kvbench.engine.audit import Auditor
 from kvbench.engine.session import Session
 from kvbench.engine.tiny import make_tiny_config
+from kvbench.errors import RunFailed
+from kvbench.evaluators.audit import Audit
+from kvbench.evaluators.base import UnitContext
 from kvbench.methods.base import METHODS, Eviction, Method, expand, resolve
-from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
+from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
+from kvbench.state import Unit
 
 pytestmark = pytest.mark.fast
 TRIALS = {name: trial for name in METHODS.names() if (trial := METHODS.load(name).trial) is not None}
@@ -49,14 +53,6 @@ class MaskingLayer(DenseLayer):
         seen = torch.cat((torch.arange(0, self.prompt, 2), torch.arange(self.prompt, self.length)))
         keys, values = self.keys_store.read(q.dtype), self.values_store.read(q.dtype)
         return attend(q, keys[:, :, seen], values[:, :, seen], self.scaling)
-
-
-class HoardingLayer(EvictedLayer):
-    """Evicts half, reads what is left, and keeps a full copy elsewhere."""
-
-    def compress(self, prompt: TokenView) -> None:
-        super().compress(prompt)
-        ASIDE.append(prompt.keys.clone())
 
 
 class UnreadLayer(EvictedLayer):
@@ -106,12 +102,15 @@ class Cheat(Eviction):
         return self.kind(context, self) if issubclass(self.kind, EvictedLayer) else self.kind(context)
 
 
-@pytest.fixture(scope="module")
-def session() -> Session:
-    model = ModelSpec("tiny", "float32", "float32", "cpu", random_weights=True, config=make_tiny_config("qwen2"))
-    labels = ["all", "kivi:bits=2,group=8,residual=16", *TRIALS.values()]
+def opened(labels: list[str], dtype: str = "float32") -> Session:
+    model = ModelSpec("tiny", dtype, cache_dtype=dtype, device="cpu", random_weights=True, config=make_tiny_config("qwen2"))
     spec = RunSpec(model=model, methods=expand(labels), evaluators=(EvaluatorSpec("speed"),), context=256, continuation=16)
     return Session.open(spec, {s.label: resolve(s, spec) for s in spec.methods}, lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return opened(["all", "kivi:bits=2,group=8,residual=16", *TRIALS.values()])
 
 
 def verdict(session: Session, method: Method) -> Any:
@@ -127,7 +126,6 @@ def verdict(session: Session, method: Method) -> Any:
     [
         (FakeQuantLayer, "simulated"),
         (MaskingLayer, "masked"),
-        (HoardingLayer, "simulated"),
         (UnreadLayer, "no-op"),
         (UnderstatingLayer, "simulated"),
         (RoomyLayer, "simulated"),
@@ -137,12 +135,6 @@ def verdict(session: Session, method: Method) -> Any:
 def test_label_of(kind: type[LayerCache], label: str, session: Session) -> None:
     found = verdict(session, Cheat(kind=kind))
     assert found.label == label, found.to_plain()
-
-
-def test_a_copy_elsewhere_is_found_by_its_bytes(session: Session) -> None:
-    check = verdict(session, Cheat(kind=HoardingLayer)).checks["no copy survives"]
-    assert not check.passed
-    assert check.figure == sum(t.nbytes for t in ASIDE[: len(ASIDE) // 2])  # the canary's second cache hoards again
 
 
 def test_a_false_ledger_is_found(session: Session) -> None:
@@ -162,6 +154,70 @@ def test_the_baseline_is_the_model_itself(session: Session) -> None:
     assert identity.passed, identity
 
 
-def test_the_audit_does_not_take_its_own_states_for_a_copy(session: Session) -> None:
-    """At 16 tokens a layer's keys are no larger than the hidden states that the audit itself holds."""
-    assert Auditor(session, 16, 8, ["int8"]).examine("int8").checks["no copy survives"].passed
+@pytest.mark.parametrize(
+    "label", ["kivi:residual=128", "snapkv:compression_ratio=0.0", "kvzap:window=128", "h2o:compression_ratio=0.0,decode=grow"]
+)
+def test_what_stores_all_as_it_is_has_compressed_nothing_yet(label: str, session: Session) -> None:
+    """An accusation would say that bytes were not freed; here none could be."""
+    session.methods[label] = resolve(MethodSpec.parse(label), session.spec)  # type: ignore[index]
+    found = Auditor(session, 96, 8, [label]).examine(label)
+    assert found.label == "nothing compressed yet", found.to_plain()
+
+
+class Told(UnitContext):
+    """What an evaluator tells while it runs."""
+
+    def __init__(self) -> None:
+        self.labels: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+
+    def method_started(self, method: str) -> None:
+        pass
+
+    def audited(self, method: str, label: str, checks: Any) -> None:
+        self.labels[method] = label
+
+    def guard(self, method: str, action: Any) -> bool:
+        try:
+            action()
+        except Exception as error:
+            self.failed[method] = str(error)
+        return method not in self.failed
+
+
+def test_a_method_that_has_nothing_to_do_at_the_audits_length_is_audited_at_the_runs(session: Session) -> None:
+    session.methods["kivi"] = resolve(MethodSpec.parse("kivi:bits=2,group=8,residual=128"), session.spec)  # type: ignore[index]
+    told = Told()
+    Audit(context=64, steps=8).run(Unit("audit/0", "audit", 0, ("kivi",), 1), session, told)
+    assert told.labels == {"kivi": "real"}
+
+
+class Scaled(nn.Module):
+    """A head of which kvbench knows nothing: the model divides its logits after it."""
+
+    def __init__(self, model: Any, by: float) -> None:
+        super().__init__()
+        self.forward_of_model, self.by = model.forward, by
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.forward_of_model(*args, **kwargs)
+        out.logits = out.logits / self.by
+        return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("by", [1.05, 8.0])
+def test_a_scale_after_the_head_ends_the_run(by: float, dtype: str) -> None:
+    session = opened(["baseline"], dtype)
+    session.runner.model.forward = Scaled(session.runner.model, by).forward
+    told = Told()
+    with pytest.raises(RunFailed, match="head"):
+        Audit(context=64, steps=8).run(Unit("audit/0", "audit", 0, ("baseline",), 1), session, told)
+    assert told.labels == {"baseline": "reference"}  # its checks are told all the same
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_model_that_is_computed_rightly_goes_on(dtype: str) -> None:
+    told = Told()
+    Audit(context=64, steps=8).run(Unit("audit/0", "audit", 0, ("baseline",), 1), opened(["baseline"], dtype), told)
+    assert not told.failed

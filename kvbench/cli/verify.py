@@ -8,7 +8,6 @@ from kvbench.displays.streams import put, talk
 from kvbench.errors import ExitCode
 from kvbench.spec import ModelSpec
 
-
 COUNTED = 20
 """Steps of a stage up to which each is told."""
 

@@ -20,9 +20,10 @@ def corrupt(cache: KVCache) -> None:
     """Change everything that the ledger counts."""
     for layer in cache.layers:
         for part in layer.all_parts():
-            live, _ = live_elements(part)
-            if live.numel():
-                _change(live)
+            live, guessed = live_elements(part)
+            changed = part.tensor if guessed else live
+            if changed.numel():
+                _change(changed)
 
 
 def _change(tensor: Tensor) -> None:

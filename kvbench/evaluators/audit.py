@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvbench.engine.audit import Verdict
     from kvbench.engine.session import Session
 
-IDENTITY = ("identity", "head")
+IDENTITY = ("head", "identity")
 """Checks of the baseline without which no figure of a run stands."""
 
 
