@@ -8,9 +8,10 @@ blocks (:mod:`kvbench.caches.layer`), which equals feeding one token at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,15 +34,20 @@ class Prompt:
     Attributes:
         views: Keys, values and observations, one a layer.
         last_hidden: Final hidden state of the last token, ``[B, hidden]``; it predicts the first scored token.
-        tokens, needs: What it was made of, so that it can be made again.
+        again: Makes the views again, as they were.
         marks: What it was: no method may change what the next one reads.
     """
 
     views: list[TokenView]
     last_hidden: Tensor
-    tokens: Tensor
-    needs: Needs
+    again: Callable[[], list[TokenView]] = field(repr=False)
     marks: list[Tensor] = field(repr=False)
+
+    @classmethod
+    def of(cls, make: Callable[[], tuple[list[TokenView], Tensor]]) -> Prompt:
+        """The prompt whose views and last hidden state ``make`` gives."""
+        views, last_hidden = make()
+        return cls(views, last_hidden, lambda: make()[0], marks(views))
 
     def untouched(self) -> bool:
         """Whether it is as it was made."""
@@ -71,8 +77,7 @@ class Runner:
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, needs: Needs) -> Prompt:
         """Run a prompt ``[B, C]`` once, uncompressed, gathering what methods need."""
-        views, last_hidden = self._captured(tokens, needs)
-        return Prompt(views, last_hidden, tokens, needs, marks(views))
+        return Prompt.of(partial(self._captured, tokens, needs))
 
     def _captured(self, tokens: Tensor, needs: Needs) -> tuple[list[TokenView], Tensor]:
         cache = capture_cache(self.geometry, needs, self.artefacts)
@@ -103,7 +108,7 @@ class Runner:
         finally:
             changed = not prompt.untouched()
             if changed:
-                prompt.views[:] = self._captured(prompt.tokens, prompt.needs)[0]
+                prompt.views[:] = prompt.again()
         if changed:
             text = "the method changed the prompt that it was given, which all methods share"
             raise MethodError(text, hint="work on copies: tokens.keys.clone()")

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from kvbench.caches.attend import attend
 from kvbench.caches.buffers import TokenBuffer
 from kvbench.caches.cache import CaptureLayer, KVCache, capture_cache, captured
-from kvbench.caches.layer import LayerContext, prompt_view
+from kvbench.caches.layer import LayerContext, TokenView, prompt_view
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.engine.protocol import Prompt, Runner
@@ -148,13 +149,18 @@ def reshaped(runner: Runner, tokens: Tensor, split: int, needs: Needs, batches: 
 
 def prefill(runner: Runner, tokens: Tensor, needs: Needs, shape: Shape) -> Prompt:
     """As :meth:`Runner.prefill` of ``[B, C]`` tokens, piece by piece, each over all that came before."""
+    return Prompt.of(partial(_in_pieces, runner, tokens, needs, shape))
+
+
+def _in_pieces(runner: Runner, tokens: Tensor, needs: Needs, shape: Shape) -> tuple[list[TokenView], Tensor]:
+    """Views of the prompt, and its last hidden state."""
     whole = capture_cache(runner.geometry, needs, runner.artefacts)
     cache = KVCache([_Pieces(layer.context, layer.needs) for layer in whole.layers], whole.method)
     for piece in shape.pieces(tokens):
         hidden = runner.forward(piece, cache)
     for layer in cache.layers:
         layer.finish()
-    return Prompt(captured(cache), hidden[:, -1].clone())
+    return captured(cache), hidden[:, -1].clone()
 
 
 class _Pieces(CaptureLayer):

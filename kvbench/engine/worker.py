@@ -61,9 +61,7 @@ class Emitter:
 class Context(UnitContext):
     """Tells what happens in one unit, and turns a method's failure into its row."""
 
-    def __init__(
-        self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str], *, apart: bool = False, dtype: str = ""
-    ) -> None:
+    def __init__(self, unit: Unit, emit: Callable[[ev.Event], None], failed: set[str], *, apart: bool = False, dtype: str = "") -> None:
         self._unit, self._emit, self._failed, self._dtype, self.apart = unit, emit, failed, dtype, apart
         self.facts = 0
         """Records, audits and failures told so far."""
