@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-from kvbench.caches.checked import Watch, checked_index
+from kvbench.caches.checked import SCORES, Watch, checked_index
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
@@ -146,7 +146,7 @@ def test_scores_are_looked_at_while_decoding_too(model: Any) -> None:
 
 def test_elsewhere_than_on_the_cpu_nobody_waits_until_somebody_looks() -> None:
     watch = Watch()
-    watch.found = torch.tensor(True)  # as it lies on a device
+    watch.found[SCORES] = torch.tensor(True)  # as it lies on a device
     with pytest.raises(MethodError, match="scores"):
         watch.look()
     watch.look()  # once is enough
@@ -251,6 +251,13 @@ def test_a_changed_prompt_fails_its_row_and_no_other(change: str, model: Any) ->
     assert prompt.untouched()
     got = walk.continuation(prompt, walk.compress(method, prompt), tokens()[:, 2 * CONTEXT :])
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(("hold", "protocol"), [("hold", "prefill"), ("grow", "streaming")])
+def test_scores_leave_stored_tokens_as_they_are(hold: str, protocol: str, model: Any) -> None:
+    later = spoilt(lambda t: t.keys.mul_(0) if t.seen > 2 * CONTEXT or protocol == "streaming" else None)
+    with pytest.raises(MethodError, match="changed the tokens"):
+        scores_of(Scored(by=later, decode=hold, interval=4), runner(model, protocol))
 
 
 def test_a_view_that_was_given_other_tensors_is_changed_too(model: Any) -> None:

@@ -20,22 +20,34 @@ if TYPE_CHECKING:
 SHORT = 64
 """Tokens up to which all may be certain: a prompt shorter than a method's window, or than its sinks."""
 SCORES = "scores must be numbers that rank: not NaN, not -inf, and not +inf (kept for certain) for every token of a head"
+CHANGED = "the method changed the prompt that it was given, which all methods share"
+SPOILT = "the method's score changed the tokens that it was given to score"
+HINTS = {
+    SCORES: "torch.isfinite(scores).all() in the method's score",
+    **dict.fromkeys((CHANGED, SPOILT), "work on copies: tokens.keys.clone()"),
+}
 
 
 class Watch:
     """Looks at numbers without making a device wait: on the CPU at once, elsewhere when somebody may wait (:meth:`look`)."""
 
     def __init__(self) -> None:
-        self.found: Tensor | None = None
-        """Whether anything was wrong so far, a boolean on the device; ``None`` where nothing is waiting to be looked at."""
+        self.found: dict[str, Tensor] = {}
+        """What would be said → whether it was so at any time, a boolean on the device that nobody has looked at."""
+        self._times = 0
 
-    def see(self, broken: Tensor) -> None:
-        """``broken`` is a boolean of no dimension.
+    def is_due(self) -> bool:
+        """Whether this time is the first, the second, the fourth …: what costs too much to be looked at every time."""
+        self._times += 1
+        return self._times & (self._times - 1) == 0
+
+    def see(self, broken: Tensor, text: str = SCORES) -> None:
+        """``broken`` is a boolean of no dimension, and ``text`` what it would mean.
 
         Raises:
             MethodError: it is true, and on the CPU.
         """
-        self.found = broken if self.found is None else self.found | broken
+        self.found[text] = self.found[text] | broken if text in self.found else broken
         if broken.device.type == "cpu":
             self.look()
 
@@ -45,9 +57,10 @@ class Watch:
         Raises:
             MethodError: something was broken.
         """
-        found, self.found = self.found, None
-        if found is not None and bool(found):
-            raise MethodError(SCORES, hint="torch.isfinite(scores).all() in the method's score")
+        found, self.found = self.found, {}
+        for text, broken in found.items():
+            if bool(broken):
+                raise MethodError(text, hint=HINTS[text])
 
 
 def finite(scores: Tensor) -> Tensor:

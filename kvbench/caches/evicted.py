@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.buffers import BLOCK, TokenBuffer, gather_tokens
-from kvbench.caches.checked import Watch, checked_count, checked_index, checked_scores
+from kvbench.caches.checked import SPOILT, Watch, checked_count, checked_index, checked_scores
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.ledger import Part
+from kvbench.caches.marks import differ, marks
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 
@@ -62,13 +63,17 @@ def scored(rule: Rule, tokens: TokenView, budget: int, watch: Watch | None = Non
     """What ``rule`` makes of ``tokens``, of which ``budget`` stay, ``[B, Hkv, T]``.
 
     Args:
-        watch: Where the numbers are looked at later; ``None`` looks at them now.
+        watch: Where the numbers are looked at later, and now and then whether scoring changed the tokens; ``None`` looks at the
+            scores now, and a shared prompt is looked after by who lends it.
 
     Raises:
         MethodError: no score for each token, or none that ranks.
     """
-    given = replace(tokens, budget=budget)
-    return checked_scores(rule.score(given), tokens, watch, ranks=budget < tokens.keys.shape[2])
+    before = marks([tokens]) if watch is not None and watch.is_due() else None
+    scores = checked_scores(rule.score(replace(tokens, budget=budget)), tokens, watch, ranks=budget < tokens.keys.shape[2])
+    if watch is not None and before is not None:
+        watch.see(differ(before, marks([tokens])), SPOILT)
+    return scores
 
 
 class EvictedLayer(DenseLayer):

@@ -28,10 +28,13 @@ def same(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     """Whether both are marks of the same numbers; a device is waited for once."""
     if [(a.shape, a.device) for a in before] != [(b.shape, b.device) for b in after]:
         return False
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for a, b in zip(before, after, strict=True):
-        by_device.setdefault(a.device, []).append((a != b).any())
-    return not any(bool(torch.stack(found).any()) for found in by_device.values())
+    devices = {a.device for a in before}
+    return not any(bool(differ(*([x for x in held if x.device == d] for held in (before, after)))) for d in devices)
+
+
+def differ(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """A boolean of no dimension, on the device of both, which have the same shapes: whether they are marks of other numbers."""
+    return torch.stack([(a != b).any() for a, b in zip(before, after, strict=True)]).any()
 
 
 def _held(view: TokenView) -> Iterator[Tensor]:

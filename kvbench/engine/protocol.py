@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, build_cache, capture_cache, captured, decoder_of
+from kvbench.caches.checked import CHANGED, HINTS
 from kvbench.caches.folding import Folds, folded
 from kvbench.caches.joint import JointCache
 from kvbench.caches.layer import TokenView
@@ -110,8 +111,7 @@ class Runner:
             if changed:
                 prompt.views[:] = prompt.again()
         if changed:
-            text = "the method changed the prompt that it was given, which all methods share"
-            raise MethodError(text, hint="work on copies: tokens.keys.clone()")
+            raise MethodError(CHANGED, hint=HINTS[CHANGED])
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: Any) -> Tensor:
