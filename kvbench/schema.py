@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
@@ -202,16 +203,21 @@ def check_record(evaluator: str, record: Any, where: str = "") -> None:
     Raises:
         ResultError: names the field.
     """
-    from kvbench.summary import record_of
-
-    kind = record_of(evaluator)
+    kind = _record_of(evaluator)
     if kind is not None:
         _check(record, kind, where or f"record of {evaluator}")
 
 
+@lru_cache(maxsize=64)  # a journal has many records of few evaluators
+def _record_of(evaluator: str) -> Any:
+    from kvbench.summary import record_of
+
+    return record_of(evaluator)
+
+
 def _check(data: Any, kind: Any, where: str) -> None:
     try:
-        msgspec.convert(data, kind)
+        msgspec.convert(data, kind, str_keys=True)
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         path = ", ".join(filter(None, (where, place.rstrip("`").lstrip("."))))

@@ -96,16 +96,10 @@ def evaluators_of(spec: RunSpec) -> list[Evaluator]:
 
 def record_of(name: str) -> Any:
     """What one record of an evaluator holds (:attr:`Evaluator.record`); ``None`` where it is not installed."""
-    if name in _UNKNOWN:
-        return None
     try:
         return _evaluator(EvaluatorSpec(name)).record
     except KvbenchError:
-        _UNKNOWN.add(name)  # looking for near names takes a while, and there may be a record a line
         return None
-
-
-_UNKNOWN: set[str] = set()
 
 
 def baseline_of(state: RunState) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kvbench import events as ev
+from kvbench.collecting import uncollected
 from kvbench.engine.soundness import Inspector
 from kvbench.errors import KvbenchError, ResultError
 from kvbench.files import without_mark
@@ -47,7 +48,8 @@ class Tail:
             raise ResultError(f"{self._path} cannot be read: {error.strerror}", hint="start a new run") from error
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        found = [event for line in whole.split(b"\n")[:-1] for event in self._read(line)]
+        with uncollected():
+            found = [event for line in whole.split(b"\n")[:-1] for event in self._read(line)]
         return [*found, *self._inspector.tell()]
 
     def _read(self, line: bytes) -> Iterator[ev.Event]:

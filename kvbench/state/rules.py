@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kvbench import events as ev
+from kvbench.collecting import uncollected
 from kvbench.spec import RunSpec
 from kvbench.state.changes import by_place, changed, logged, put, row_changed
 from kvbench.state.kept import PlanOrdered, UnitSet
@@ -95,7 +96,8 @@ def _record(state: RunState, e: ev.RecordMade) -> RunState:
     records = put(state.records, e.evaluator, methods if of is not None else by_place(methods, state.methods))
     if by_method is None:
         records = by_place(records, state.efforts)
-    return row_changed(changed(state, records=records), e.method)
+    row = state.methods.get(e.method) or MethodState(e.method)
+    return changed(state, records=records, methods=put(state.methods, e.method, changed(row, revision=row.revision + 1)))
 
 
 def _audit(state: RunState, e: ev.AuditRecorded) -> RunState:
@@ -185,13 +187,20 @@ def apply(state: RunState, event: ev.Event) -> RunState:
     """
     is_late = isinstance(event, _OF_A_UNIT) and event.unit in state.done
     after = state if is_late else _RULES[type(event)](state, event)
-    if state.last_at is None or isinstance(event, ev.RunResumed):
-        return changed(after, last_at=event.at)
-    if event.at <= state.last_at:  # clocks of several processes lie a little apart: no time is counted twice
-        return after
-    return changed(after, last_at=event.at, active_seconds=state.active_seconds + event.at - state.last_at)
+    return _timed(after if after is not state else changed(state), state, event)
 
 
+def _timed(fresh: RunState, before: RunState, event: ev.Event) -> RunState:
+    """The state with its times, set in place since nobody has seen it yet."""
+    gap = event.at - before.last_at if before.last_at is not None and not isinstance(event, ev.RunResumed) else 0.0
+    if gap > 0.0:
+        object.__setattr__(fresh, "active_seconds", before.active_seconds + gap)
+    if gap >= 0.0:  # clocks of several processes lie a little apart: no time is counted twice
+        object.__setattr__(fresh, "last_at", event.at)
+    return fresh
+
+
+@uncollected()
 def replay(events: Iterable[ev.Event]) -> RunState:
     """Fold a whole journal."""
     return reduce(apply, events, RunState())

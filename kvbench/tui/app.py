@@ -35,6 +35,8 @@ PAUSE = (0.25, 2.0)
 """Least and most seconds between two drawings; between them, ``SHARE`` rules."""
 SHARE = 0.025
 """Share of one core that drawing may take, so that the benchmark keeps its cores."""
+DEAR = 10
+"""A drawing of t seconds of processor time (very many samples) is followed by at least DEAR · t seconds without one."""
 SILENCE = 5.0
 """Seconds without an event after which the run's owner is looked for."""
 COMPACT = (110, 30)
@@ -86,6 +88,7 @@ class Dashboard(App[Outcome]):
         self._reading = self._run_reading
         self._palette = Palette.of(self._variables_of(THEMES[0].name), True)
         self._drawn_at, self._drawn_cpu, self._stale = float("-inf"), time.process_time(), True
+        self._cost = 0.0
         self._second = -1
         self._compact_panel, self._details_on, self._log_on, self._by_factor = "plot", True, False, False
         self._lapse: LapseFeed | None = None
@@ -151,7 +154,8 @@ class Dashboard(App[Outcome]):
     def _is_rested(self) -> bool:
         """Whether the processor time since the last drawing, its own included, is a small enough share."""
         spent = time.process_time() - self._drawn_cpu
-        return time.monotonic() - self._drawn_at >= min(PAUSE[1], max(PAUSE[0], spent / SHARE))
+        most = max(PAUSE[1], DEAR * self._cost)
+        return time.monotonic() - self._drawn_at >= min(most, max(PAUSE[0], spent / SHARE))
 
     def _check_owner(self) -> None:
         """A run that is silent and that no process owns was killed: say so instead of waiting."""
@@ -173,7 +177,7 @@ class Dashboard(App[Outcome]):
         self._header.show(self._reading, self._palette)
         self._table.show(scene.rows, self._palette, scene.colours, frozenset(e.name for e in spec.evaluators) if spec else None)
         self._draw_panels(scene if scene.selected else self._scene())
-        self._stale = False
+        self._stale, self._cost = False, time.process_time() - self._drawn_cpu
 
     def _scene(self) -> Scene:
         state = self._reading.state

@@ -107,7 +107,7 @@ class Reading:
     @property
     def has_late_figures(self) -> bool:
         """Whether there are figures to compute that were put off."""
-        return self._live_figures.is_due
+        return self._live_figures.is_due or self._live_rows.is_due
 
     def _tell(self, problem: str) -> None:
         self.log.append(ev.NoteWritten(self.state.last_at or 0.0, problem, "error"))

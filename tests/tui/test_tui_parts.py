@@ -147,6 +147,34 @@ def test_rows_between_full_computations_equal_a_full_one(monkeypatch: pytest.Mon
     assert sum(n == len(FIGURES) for n in calls) < len(calls) / 2
 
 
+def test_dear_rows_are_computed_one_at_a_look_and_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At very many samples a look must not cost more the more there are; what was put off comes, also when nothing else does."""
+    import kvbench.tui.rows as live
+
+    now, calls, told = [0.0], list[int](), list(events())
+
+    def dear(state: RunState) -> Any:
+        now[0] += 1.0
+        calls.append(len(state.methods))
+        return rows(state)
+
+    monkeypatch.setattr(live, "rows", dear)
+    middle = next(i for i, e in enumerate(told) if isinstance(e, ev.UnitFinished) and e.unit == "perplexity/2")
+    kept, state = LiveRows(lambda: now[0]), replay(told[:middle])
+    kept.of(state, final=False)
+    calls.clear()
+    for event in told[middle : middle + 60]:
+        state = apply(state, event)
+        kept.of(state, final=False)
+    assert len(calls) == 1
+    for _ in range(len(FIGURES)):
+        assert not kept.is_due
+        now[0] += live.REST_OF_ROWS
+        if kept.is_due:
+            found = kept.of(state, final=False)
+    assert found == rows(state)
+
+
 def test_records_that_cannot_be_summarised_leave_bare_rows_and_a_line_in_the_log() -> None:
     broken = [
         ev.RecordMade(e.at, e.unit, e.evaluator, e.method, e.key, {"odd": 1}) if isinstance(e, ev.RecordMade) else e for e in events()
