@@ -157,3 +157,31 @@ def test_a_live_display_writes_no_orders(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert "note \\u001b" in said
     assert not ORDERING.search(said)
+
+
+def test_the_dashboard_is_given_nothing_that_orders_a_terminal_about() -> None:
+    from kvbench import events as ev
+    from kvbench.spec import RunSpec
+    from kvbench.tui.reading import Reading
+
+    label, unit = f"x{ORDERS}", f"u{ORDERS}"
+    units = [{"id": unit, "evaluator": "perplexity", "index": 0, "methods": [label], "steps": 1}]
+
+    class Feed:
+        def poll(self) -> list[ev.Event]:
+            return [
+                ev.RunStarted(0.0, RunSpec().to_plain(), units, [label], "0", 1),
+                ev.UnitStarted(1.0, unit),
+                ev.MethodStarted(1.0, unit, label),
+                ev.MethodFailed(2.0, unit, label, f"boom {ORDERS}", "kind"),
+                ev.NoteWritten(2.0, ORDERS),
+                ev.UnitFinished(3.0, unit, 1.0),
+            ]
+
+    reading = Reading(Feed())
+    assert reading.advance()
+    (row,) = reading.state.methods.values()
+    said = [row.label, str(row.error), str(row.failed_in), *reading.state.units, *(line.text for line in reading.log)]
+    assert row.units_done == 1
+    assert len(said) > 5
+    assert not ORDERING.search("".join(said))
