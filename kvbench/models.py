@@ -117,6 +117,20 @@ def load_tokenizer(spec: ModelSpec, progress: Progress = silent) -> Any:
         return source.load_tokenizer()
 
 
+def checked_config(spec: ModelSpec, source: Source) -> dict[str, Any]:
+    """The config of a checkpoint as transformers reads it, refused for what its family's code shows; no weights are read.
+
+    Raises:
+        ModelError: it cannot be read. UnsupportedModel: its attention would be measured wrongly.
+    """
+    config = _read_config(spec, source)
+    check_supported(config)
+    with _load_errors(spec):
+        check_attention(outline_of(config))
+    plain: dict[str, Any] = config.to_dict()
+    return plain
+
+
 def _check(spec: ModelSpec, config: Any, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse what cannot be measured or does not fit, from the config alone."""
     check_supported(config)

@@ -59,12 +59,14 @@ class Registry(Generic[T]):
         self.group, self.kind, self._base, self._facts, self._reserved = group, kind, base, facts, frozenset(reserved)
         self._whys: dict[str, str] = {}
         self._sound: set[type[T]] = set()
+        self._ready: dict[str, type[T]] = {}
 
     def forget(self) -> None:
         """Look again at what is installed, at the next question."""
         self.__dict__.pop("_scanned", None)
         self._whys.clear()
         self._sound.clear()
+        self._ready.clear()
 
     def names(self) -> list[str]:
         """Every registered name, in alphabetical order, whether or not it can be used."""
@@ -98,12 +100,14 @@ class Registry(Generic[T]):
             UnknownName: no such name; carries the nearest ones.
             UsageError: the plug-in cannot be used.
         """
-        claims = self._claims.get(name)
-        if claims is None:
-            raise UnknownName(self.kind, name, self._claims)
-        if not _is_own(claims[0]):
-            self.refuse_taken(name)
-        return self._loaded(claims[0])
+        if name not in self._ready:  # asking whose a name is reads a package's metadata, and budgets ask thousands of times
+            claims = self._claims.get(name)
+            if claims is None:
+                raise UnknownName(self.kind, name, self._claims)
+            if not _is_own(claims[0]):
+                self.refuse_taken(name)
+            self._ready[name] = self._loaded(claims[0])
+        return self._ready[name]
 
     def refuse_taken(self, name: str) -> None:
         """Refuse a name that a user wrote and that more than one package claims: nobody can tell which is meant.

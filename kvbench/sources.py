@@ -117,12 +117,21 @@ def find_source(spec: ModelSpec, progress: Progress, *, weights: bool = True) ->
 def local_source(spec: ModelSpec) -> Source | None:
     """What of the model is already here, without touching the network; ``None`` if nothing is."""
     try:
-        if spec.id.startswith(embedded.PREFIX):
-            folder = embedded.ready_folder(embedded.find(spec.id))
-            return Source(folder) if folder else None
-        return _local_path(spec.id) or _cached_snapshot(spec)
+        return here(spec)
     except ModelError:
         return None
+
+
+def here(spec: ModelSpec) -> Source | None:
+    """As :func:`local_source`, but what names a place is refused where nothing is.
+
+    Raises:
+        ModelError: no such folder or file, or it is broken.
+    """
+    if spec.id.startswith(embedded.PREFIX):
+        folder = embedded.ready_folder(embedded.find(spec.id))
+        return Source(folder) if folder else None
+    return _local_path(spec.id) or _cached_snapshot(spec)
 
 
 def _local_path(name: str) -> Source | None:

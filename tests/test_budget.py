@@ -14,9 +14,10 @@ from kvbench import results
 from kvbench.budgets import TOLERANCE, Budget, Range, Settings, is_met, parse_budgets, widest_codes
 from kvbench.displays import table
 from kvbench.engine.budget import Solution, solve
+from kvbench.engine.expected import ShapeScale, Unknown
 from kvbench.engine.journal import SCHEMA
 from kvbench.engine.plan import complete, plan, resolve_methods
-from kvbench.engine.scale import PromptScale, ShapeScale, Unknown
+from kvbench.engine.scale import PromptScale
 from kvbench.engine.session import Session
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import UnitContext

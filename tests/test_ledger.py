@@ -12,7 +12,7 @@ import torch
 from kvbench.caches.buffers import BLOCK
 from kvbench.caches.composed import ComposedLayer
 from kvbench.caches.dense import DenseLayer
-from kvbench.caches.evicted import EvictedLayer, kept_count
+from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.guarded import GuardedLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView, prompt_view
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of, reachable_tensors, storage_bytes
@@ -22,6 +22,7 @@ from kvbench.caches.observe import Observer
 from kvbench.caches.packing import Scheme
 from kvbench.caches.quantised import QuantisedLayer, Side
 from kvbench.caches.ragged import HeldHead, SelectedHeads
+from kvbench.caches.reckon import kept_count
 from kvbench.methods.snapkv import SnapKV
 
 pytestmark = pytest.mark.fast

@@ -173,7 +173,7 @@ def test_expanding_refuses_a_name_at_once() -> None:
     [(1000, 0.9, 100), (1000, 0.7, 300), (512, 0.5, 256), (10, 0.99, 1), (1, 0.5, 1), (100, 0.0, 100), (7, 0.5, 3), (3000, 1 - 0.1, 300)],
 )
 def test_kept_tokens_have_no_dust(tokens: int, ratio: float, kept: int) -> None:
-    from kvbench.caches.evicted import kept_count
+    from kvbench.caches.reckon import kept_count
 
     assert kept_count(tokens, ratio) == kept
 
@@ -181,7 +181,7 @@ def test_kept_tokens_have_no_dust(tokens: int, ratio: float, kept: int) -> None:
 def test_kept_tokens_are_those_of_exact_arithmetic() -> None:
     from fractions import Fraction
 
-    from kvbench.caches.evicted import kept_count
+    from kvbench.caches.reckon import kept_count
 
     for percent in range(100):
         for tokens in (*range(1, 300), 512, 1000, 4096, 32768):

@@ -17,14 +17,7 @@ from kvbench.caches.ledger import Part
 from kvbench.caches.marks import differ, marks
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
-
-DUST = 1e-9
-"""Keeps 1000 · (1 − 0.9) from becoming 99: products of decimal fractions fall a hair short."""
-
-
-def kept_count(tokens: int, ratio: float) -> int:
-    """Tokens kept of ``tokens`` when the fraction ``ratio`` is removed, at least one."""
-    return max(1, int(tokens * (1.0 - ratio) + DUST))
+from kvbench.caches.reckon import Place
 
 
 def ranking(scores: Tensor) -> Tensor:
@@ -52,7 +45,7 @@ class Rule(Protocol):
     def evict_every(self) -> int | None:
         """Tokens between two evictions while decoding; ``None`` lets the cache grow after the prompt."""
 
-    def kept(self, tokens: int, layer: LayerContext) -> int:
+    def kept(self, tokens: int, layer: Place) -> int:
         """How many of ``tokens`` are kept in each KV head of ``layer``."""
 
     def score(self, tokens: TokenView) -> Tensor:

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from kvbench.caches.attend import attend, fold
 from kvbench.caches.buffers import TokenBuffer, gather_tokens
-from kvbench.caches.evicted import kept_count
 from kvbench.caches.layer import LayerCache, LayerContext, Restored, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.needs import Needs
+from kvbench.caches.reckon import kept_count
 from kvbench.caches.rope import Rope, half_turn
 from kvbench.caches.stores import DenseStore, Store
 

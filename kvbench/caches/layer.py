@@ -23,6 +23,7 @@ from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.prompts import OpenPrompt, refused
+from kvbench.caches.reckon import Place
 from kvbench.caches.rope import Rope
 from kvbench.caches.stores import Store
 from kvbench.errors import MethodError, UsageError
@@ -41,12 +42,10 @@ def named_layer(keys: Tensor) -> Any | None:
 
 
 @dataclass(frozen=True)
-class LayerContext:
+class LayerContext(Place):
     """Where a layer stands and how the run uses it.
 
     Attributes:
-        index, layers: This layer and how many there are.
-        heads, kv_heads, head_dim: Query heads, key-value heads, head size.
         dtype: Format in which keys and values are stored.
         protocol: ``prefill`` compresses once after the prompt; ``streaming`` from the first token.
         context: Tokens that a streaming budget is a fraction of.
@@ -59,11 +58,6 @@ class LayerContext:
         later: Several tokens in one forward after the prompt are stored as decoded ones are (``append``), or refused.
     """
 
-    index: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
     dtype: torch.dtype
     protocol: Literal["prefill", "streaming"] = "prefill"
     context: int | None = None

@@ -86,7 +86,7 @@ _OUTCOME = (
     output_dir,
     display,
     click.option("--resume", metavar="RUN", help="Go on with a run that was interrupted or killed."),
-    click.option("--dry-run", is_flag=True, help="Print the plan without loading a model."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and the bytes to expect; nothing is loaded or computed."),
 )
 
 

@@ -3,69 +3,93 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvbench import factors
+from kvbench.ahead import config_ahead
 from kvbench.budgets import written
 from kvbench.engine.budget import Solution, solve
-from kvbench.engine.expected import expected_bytes
+from kvbench.engine.expected import ShapeScale, Unknown, expected_bytes
 from kvbench.engine.plan import Plan, complete, plan
-from kvbench.engine.scale import ShapeScale, Unknown, is_coupled
 from kvbench.formats import NONE, TIMES, fixed, size
-from kvbench.shape import Shape, shape_of
-from kvbench.spec import RunSpec
+from kvbench.shape import Config, Shape, shape_of
+from kvbench.spec import RunSpec, auto_cache_dtype
 
 if TYPE_CHECKING:
     from kvbench.methods.base import Method
 
 
 def preview(spec: RunSpec) -> str:
-    """Methods with the bytes they are expected to store, units, and tokens to read.
+    """Methods with the bytes they are expected to store, units, and tokens to read; nothing is computed, and torch is not imported.
 
     Raises:
         UsageError: the plan cannot be made.
+        ModelError, UnsupportedModel: as loading the model would be refused, as far as its files say.
     """
-    made = plan(complete(spec))
-    return "\n\n".join(("\n".join(_question(made.spec)), _methods(made), "\n".join(_units(made)))) + "\n"
+    config = config_ahead(spec.model)
+    made = plan(complete(spec), config)
+    known = None if config is None else Known(shape_of(config), cache_dtype_of(spec, config))
+    return "\n\n".join(("\n".join(_question(made.spec, config)), _methods(made, known), "\n".join(_units(made)))) + "\n"
 
 
-def _question(spec: RunSpec) -> list[str]:
+@dataclass(frozen=True)
+class Known:
+    """What a model's config says: its shape, and the format of its uncompressed cache."""
+
+    shape: Shape
+    cache_dtype: str
+
+
+def _question(spec: RunSpec, config: Config | None) -> list[str]:
     model = spec.model
     weights = " (random weights)" if model.random_weights else ""
     return [
-        f"model       {model.id}{weights} · {model.dtype}, cache {model.cache_dtype} · {model.device}",
+        f"model       {model.id}{weights} · {model.dtype}, cache {cache_dtype_of(spec, config or {})} · {model.device}",
         f"text        {spec.corpus.name} · {spec.samples} samples of {spec.context} + {spec.continuation} tokens",
         f"protocol    {spec.protocol} · batches of {spec.batch_size} · seed {spec.seed}",
     ]
 
 
-def _methods(made: Plan) -> str:
+def _methods(made: Plan, known: Known | None) -> str:
     from tabulate import tabulate
 
-    shape = shape_of(made.spec.model.config) if made.spec.model.config else None
-    solved = _solved(made.spec, shape)
-    sizes = {label: _bytes(method, made.spec, shape) for label, method in made.methods.items() if label not in solved}
+    solved = _solved(made.spec, known)
+    sizes = {label: _bytes(method, made.spec, known) for label, method in made.methods.items() if label not in solved}
     sizes |= {label: found.stored for label, found in solved.items()}
     base = sizes.get("baseline")
     rows = [
         [label, method.title, size(sizes[label]), _factor(base, sizes[label]), *([_settings(solved.get(label))] if solved else [])]
         for label, method in made.methods.items()
     ]
-    heads = ["method", "", "stored, expected", "factor", *(["to meet its budget"] if solved else [])]
+    of = known.cache_dtype if known else None
+    heads = ["method", "", "stored, expected", factors.titled("factor", of), *(["to meet its budget"] if solved else [])]
     align = ("left", "left", "right", "right", *(["left"] if solved else []))
-    return tabulate(rows, headers=heads, tablefmt="simple", colalign=align, disable_numparse=True)
+    table = tabulate(rows, headers=heads, tablefmt="simple", colalign=align, disable_numparse=True)
+    return "\n".join([table, *_notes(made, known, sizes)])
 
 
-def _solved(spec: RunSpec, shape: Shape | None) -> dict[str, Solution]:
+def _notes(made: Plan, known: Known | None, sizes: Mapping[str, int | None]) -> list[str]:
+    """What a reader of the sizes must know."""
+    if known is None:
+        return [f"{NONE}: the model is not on this machine, so its sizes are not known"]
+    lines = factors.notes(known.cache_dtype)
+    unknown = [label for label in made.methods if sizes[label] is None]
+    return [*lines, f"{NONE}: the text, a calibration or other layers decide what {', '.join(unknown)} stores"] if unknown else lines
+
+
+def _solved(spec: RunSpec, known: Known | None) -> dict[str, Solution]:
     """What budgets come to as far as a model's shape decides it; a method whose size a calibration decides is left out."""
-    if shape is None:
+    if known is None:
         return {}
-    scale = ShapeScale(shape, spec.context, cache_dtype_of(spec))
+    scale = ShapeScale(known.shape, spec.context, known.cache_dtype)
     found: dict[str, Solution] = {}
     for method in spec.methods:
         if method.budget is not None:
             with suppress(Unknown):
-                found[method.label] = solve(method, spec, shape, scale)
+                found[method.label] = solve(method, spec, known.shape, scale)
     return found
 
 
@@ -79,19 +103,18 @@ def _factor(base: int | None, stored: int | None) -> str:
     return f"{fixed(base / stored, 2)}{TIMES}" if base and stored else NONE
 
 
-def _bytes(method: Method, spec: RunSpec, shape: Shape | None) -> int | None:
-    """Stored bytes of one sequence after its context; unknown without a config, where a calibration decides, or other layers."""
-    return None if shape is None or is_coupled(method) else expected_bytes(method, shape, spec.context, cache_dtype_of(spec))
+def _bytes(method: Method, spec: RunSpec, known: Known | None) -> int | None:
+    """Stored bytes of one sequence after its context; unknown without a config, and where something else than sizes decides."""
+    if known is None or (spec.protocol == "streaming" and (method.selects or method.needs.any)):
+        return None  # what a stream leaves was chosen on the way
+    wide = 8 if spec.model.dtype == "float64" else 4
+    return expected_bytes(method, known.shape, spec.context, known.cache_dtype, wide=wide)
 
 
-def cache_dtype_of(spec: RunSpec) -> str:
-    """The cache's number format as far as it is known before the model is loaded."""
-    if spec.model.cache_dtype != "auto":
-        return spec.model.cache_dtype
-    if spec.model.dtype != "auto":
-        return spec.model.dtype
-    config = spec.model.config or {}
-    return "float32" if spec.model.device == "cpu" else str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+def cache_dtype_of(spec: RunSpec, config: Config) -> str:
+    """The uncompressed cache's number format as it will be."""
+    asked = spec.model.cache_dtype
+    return auto_cache_dtype(spec.model.dtype, config) if asked == "auto" else asked
 
 
 def _units(made: Plan) -> list[str]:

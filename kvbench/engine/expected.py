@@ -1,61 +1,97 @@
-"""Bytes that a method will store, found by storing one layer of random numbers: the same code that will run."""
+"""Bytes that a method will store, before any model is loaded: reckoned from sizes by the method's own rule."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from kvbench.caches.layer import LayerCache, LayerContext, prompt_view
-from kvbench.caches.observe import Observer
-from kvbench.caches.rope import Rope
-from kvbench.calibration import stand_ins
+from kvbench.caches.reckon import Prompt
 from kvbench.methods.base import Method
-from kvbench.shape import Shape
+from kvbench.shape import Shape, cache_bytes_per_token
 
+ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _AUTO = "bfloat16"
+_STORAGE = frozenset({"layer", "over", "join"})
+"""What a class defines anew where it stores otherwise than the class that it derives from."""
 
 
-def expected_bytes(method: Method, shape: Shape, context: int, cache_dtype: str = "auto") -> int | None:
-    """Stored bytes of one sequence of ``context`` tokens over all layers, before any model is loaded.
+def expected_bytes(method: Method, shape: Shape, context: int, cache_dtype: str = "auto", *, wide: int = 4) -> int | None:
+    """Stored bytes of one sequence of ``context`` tokens over all layers.
 
-    ``None`` where a calibration decides sizes (a rank by retained energy).
+    ``None`` where something else than sizes decides: a calibration (a rank by retained energy), the text (a threshold), other
+    layers. A method that does not say what it stores fills a layer without numbers (:mod:`kvbench.engine.unsaid`).
 
-    Exact for methods whose layers store alike or whose counts depend on the length alone; a method that
-    decides by threshold stores what its scores say.
+    Args:
+        wide: Bytes of a running sum: 4, or 8 where the model computes in float64.
     """
-    dtype = getattr(torch, _AUTO if cache_dtype == "auto" else cache_dtype)
-    artefacts = stand_ins(method.artefacts, shape)
-    if artefacts is None:
-        return None
+    itemsize = ITEM_SIZES[_AUTO if cache_dtype == "auto" else cache_dtype]
+    if not says(method):
+        from kvbench.engine.unsaid import unsaid_bytes
 
-    def layer_bytes(index: int) -> int:
-        rope = Rope(_plain_rope(shape.head_dim))
-        sizes = (shape.layers, shape.heads, shape.kv_heads, shape.head_dim)
-        where = LayerContext(index, *sizes, dtype, context=context, rope=rope, artefacts=artefacts)
-        return _layer_bytes(method, where, context)
+        return None if is_coupled(method) else unsaid_bytes(method, shape, context, _AUTO if cache_dtype == "auto" else cache_dtype)
+
+    def layer_bytes(index: int) -> int | None:
+        return method.stored(Prompt(index, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, context, itemsize, wide))
 
     ends = [layer_bytes(index) for index in (0, shape.layers - 1)]
     if ends[0] == ends[1]:  # budgets that differ by layer do so monotonically
-        return ends[0] * shape.layers
-    return sum(layer_bytes(index) for index in range(shape.layers))
+        return None if ends[0] is None else ends[0] * shape.layers
+    found = [layer_bytes(index) for index in range(shape.layers)]
+    return None if None in found else sum(stored for stored in found if stored is not None)
 
 
-def _layer_bytes(method: Method, where: LayerContext, context: int) -> int:
-    generator = torch.Generator().manual_seed(where.index)
-    layer: LayerCache = method.layer(where)
-    keys = torch.randn(1, where.kv_heads, context, where.head_dim, generator=generator)
-    queries = torch.randn(1, where.heads, min(context, 128), where.head_dim, generator=generator)
-    observer = Observer(layer.needs, layer.scaling, where.rope)
-    observer.follow(queries, keys, context - queries.shape[2])
-    layer.adopt(prompt_view(keys, keys, layer.scaling, observer, where))
-    return layer.ledger().stored
+def says(method: Method) -> bool:
+    """Whether the method says what it stores, and does not store otherwise than the class that says it; of a composition both parts."""
+    parts = [part for name in ("keeper", "storer") if (part := getattr(method, name, None)) is not None]
+    if not all(says(part) for part in parts):
+        return False
+    for cls in type(method).__mro__:
+        if "stored" in vars(cls):
+            return cls is not Method
+        if _STORAGE & vars(cls).keys():
+            return False
+    return False
 
 
-def _plain_rope(head_dim: int) -> object:
-    inverse = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+def is_coupled(method: Method) -> bool:
+    """Whether the method, or of a composition the one that keeps tokens, ties layers together."""
+    keeper: Method = getattr(method, "keeper", method)
+    return type(keeper).join is not Method.join
 
-    def tables(x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = positions[..., None].float() * inverse
-        turned = torch.cat((angles, angles), -1)
-        return turned.cos(), turned.sin()
 
-    return tables
+class Unknown(Exception):
+    """What a method stores is not decided by the model's shape."""
+
+
+@dataclass
+class ShapeScale:
+    """Weighs methods by a model's shape, before it is loaded.
+
+    Attributes:
+        shape: The model's. tokens: Of the context. dtype: Of the cache.
+    """
+
+    shape: Shape
+    tokens: int
+    dtype: str
+    _known: dict[Method, int] = field(default_factory=dict)
+
+    @cached_property
+    def baseline(self) -> int:
+        return cache_bytes_per_token(self.shape, ITEM_SIZES[self.dtype]) * self.tokens
+
+    def estimate(self, method: Method) -> int:
+        return self.weigh(method)
+
+    def weigh(self, method: Method) -> int:
+        """Stored bytes.
+
+        Raises:
+            Unknown: a calibration decides them, or what other layers store.
+        """
+        if method not in self._known:
+            found = expected_bytes(method, self.shape, self.tokens, self.dtype)
+            if found is None:
+                raise Unknown
+            self._known[method] = found
+        return self._known[method]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvbench import suites
 from kvbench.errors import CorpusError, UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator
-from kvbench.shape import check_supported, shape_of
+from kvbench.shape import Config, Shape, check_supported, shape_of
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 from kvbench.state import RunState, Unit
 from kvbench.summary import EVALUATORS, evaluators_of
@@ -64,8 +64,11 @@ def refuse_taken(methods: Iterable[MethodSpec], evaluators: Iterable[EvaluatorSp
         EVALUATORS.refuse_taken(evaluator.name)
 
 
-def plan(spec: RunSpec) -> Plan:
+def plan(spec: RunSpec, config: Config | None = None) -> Plan:
     """Resolve every name and lay out the units; imports no torch.
+
+    Args:
+        config: The model's, where it is known and the specification does not hold it.
 
     Raises:
         UnknownName: a method, evaluator or parameter that does not exist.
@@ -75,7 +78,7 @@ def plan(spec: RunSpec) -> Plan:
     """
     spec.validate()
     methods = resolve_methods(spec)
-    _check_model(spec, methods)
+    _check_model(spec, spec.model.config or config, methods)
     evaluators = all_evaluators(spec)
     for evaluator in evaluators:
         _check(spec, evaluator)
@@ -129,16 +132,27 @@ def all_evaluators(spec: RunSpec) -> list[Evaluator]:
     return evaluators_of(spec.with_changes(evaluators=(audit, *asked)))
 
 
-def _check_model(spec: RunSpec, methods: Mapping[str, Method]) -> None:
+def _check_model(spec: RunSpec, config: Config | None, methods: Mapping[str, Method]) -> None:
     """What a known config already refuses; other models are checked when they are loaded."""
-    if spec.model.config is None:
+    if config is None:
         return
+    check_fit(spec, methods, config, shape_of(config))
+
+
+def check_fit(spec: RunSpec, methods: Mapping[str, Method], config: Config | Any, shape: Shape) -> None:
+    """Refuse what the model's config already rules out, before its weights are read."""
     from kvbench.methods.base import objections
 
-    check_supported(spec.model.config, spec.context + spec.continuation)
-    shape = shape_of(spec.model.config)
+    length = spec.context + spec.continuation
+    check_supported(config, length)
+    limit = shape.max_positions
     for evaluator in evaluators_of(spec):
-        evaluator.check_length(spec, shape.max_positions)
+        evaluator.check_length(spec, limit)
+    if limit and length > limit:
+        raise UsageError(
+            f"context {spec.context} + continuation {spec.continuation} is beyond this model's {limit} positions",
+            hint=f"use --context {max(1, limit - spec.continuation)}",
+        )
     for label, method in methods.items():
         with objections(label):
             method.check(shape)

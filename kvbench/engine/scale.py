@@ -1,4 +1,4 @@
-"""What a method stores, weighed by letting it store: on a prompt of the run, or before there is a model.
+"""What a method stores, weighed by letting it store a prompt of the run.
 
 To be quick, an estimate stores the first layer and the last only.
 """
@@ -6,14 +6,12 @@ To be quick, an estimate stores the first layer and the last only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
+from kvbench.engine.expected import is_coupled
 from kvbench.methods.base import Method
-from kvbench.shape import Shape, cache_bytes_per_token
 
 if TYPE_CHECKING:
     from kvbench.engine.protocol import Prompt, Runner
@@ -63,50 +61,3 @@ class PromptScale:
         if len(set(ends)) == 1:
             return ends[0] * len(layers)
         return sum(ends) + sum(stored(index) for index in range(1, len(layers) - 1))
-
-
-def is_coupled(method: Method) -> bool:
-    """Whether the method, or of a composition the one that keeps tokens, ties layers together."""
-    keeper: Method = getattr(method, "keeper", method)
-    return type(keeper).join is not Method.join
-
-
-class Unknown(Exception):
-    """What a method stores is not decided by the model's shape."""
-
-
-@dataclass
-class ShapeScale:
-    """Weighs methods by a model's shape, before it is loaded.
-
-    Attributes:
-        shape: The model's. tokens: Of the context. dtype: Of the cache.
-    """
-
-    shape: Shape
-    tokens: int
-    dtype: str
-    _known: dict[Method, int] = field(default_factory=dict)
-
-    @cached_property
-    def baseline(self) -> int:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return cache_bytes_per_token(self.shape, dtype.itemsize) * self.tokens
-
-    def estimate(self, method: Method) -> int:
-        return self.weigh(method)
-
-    def weigh(self, method: Method) -> int:
-        """Stored bytes.
-
-        Raises:
-            Unknown: a calibration decides them, or what other layers store.
-        """
-        from kvbench.engine.expected import expected_bytes
-
-        if method not in self._known:
-            found = None if is_coupled(method) else expected_bytes(method, self.shape, self.tokens, self.dtype)
-            if found is None:
-                raise Unknown
-            self._known[method] = found
-        return self._known[method]

@@ -72,7 +72,7 @@ class Search:
             return self._along(prefix, dial, {}) or self._as_asked()
         choices = [{prefix + name: value for name, value in choice.items()} for choice in dial.choices]
         if dial.rising:
-            return self.bisected(choices) or self._as_asked()
+            return self.bisected(len(choices), choices.__getitem__) or self._as_asked()
         for held in choices:
             found = self.at(held) if dial.fine is None else self._along(prefix, dial.fine, held)
             if found is not None and is_met(found.stored, self.target):
@@ -93,16 +93,16 @@ class Search:
             self._trials[key] = Trial(turned, method, self._weigh(method))
         return self._trials[key]
 
-    def bisected(self, choices: Sequence[Turned]) -> Trial | None:
-        """The nearest to the target of choices that store more and more; ``None`` where every one is refused."""
-        low = next((place for place, choice in enumerate(choices) if self.at(choice)), None)
+    def bisected(self, count: int, choice: Callable[[int], Turned]) -> Trial | None:
+        """The nearest to the target of ``count`` choices that store more and more; ``None`` where every one is refused."""
+        low = next((place for place in range(count) if self.at(choice(place))), None)
         if low is None:
             return None
-        high = next(place for place in reversed(range(len(choices))) if self.at(choices[place]))
-        while (middle := next((place for place in _between(low, high) if self.at(choices[place])), None)) is not None:
-            trial = self.at(choices[middle])
+        high = next(place for place in reversed(range(count)) if self.at(choice(place)))
+        while (middle := next((place for place in _between(low, high) if self.at(choice(place))), None)) is not None:
+            trial = self.at(choice(middle))
             low, high = (low, middle) if trial is None or trial.stored >= self.target else (middle, high)
-        return self.nearest([trial for place in (low, high) if (trial := self.at(choices[place])) is not None])
+        return self.nearest([trial for place in (low, high) if (trial := self.at(choice(place))) is not None])
 
     def fits(self, turned: Turned) -> bool:
         """Whether the parameters go together and with the model."""
@@ -135,7 +135,7 @@ class Search:
         step = dial.step if isinstance(dial.step, int) else self._value(prefix, dial.step, held)
         step = max(1, step) if least <= most else -max(1, step)
         numbers = range(round(least), round(most) + (1 if step > 0 else -1), step)
-        return line.scanned(numbers) if dial.wavy else self.bisected([{**held, line.name: number} for number in numbers])
+        return line.scanned(numbers) if dial.wavy else self.bisected(len(numbers), lambda place: {**held, line.name: numbers[place]})
 
     def _value(self, prefix: str, name: str, held: Turned) -> int:
         """A whole parameter: as it is held, as the user gave it, or its default."""

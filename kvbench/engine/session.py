@@ -17,11 +17,11 @@ from kvbench.calibration import digests, provide
 from kvbench.calibration.text import calibration_tokens
 from kvbench.corpora import Windows, load_windows
 from kvbench.engine.environment import describe
+from kvbench.engine.plan import check_fit
 from kvbench.engine.protocol import Runner
-from kvbench.errors import CorpusError, UsageError
-from kvbench.methods.base import Method, objections
-from kvbench.models import LoadedModel, check_supported, load_model
-from kvbench.shape import Shape
+from kvbench.errors import CorpusError
+from kvbench.methods.base import Method
+from kvbench.models import LoadedModel, load_model
 from kvbench.spec import RunSpec
 from kvbench.summary import evaluators_of
 from kvbench.tokens import reader_of
@@ -54,7 +54,7 @@ class Session:
         Raises:
             KvbenchError: any of that cannot be had, or a method does not fit the model.
         """
-        loaded = load_model(spec.model, seed=spec.seed, progress=stage, check=partial(_check_fit, spec, methods))
+        loaded = load_model(spec.model, seed=spec.seed, progress=stage, check=partial(check_fit, spec, methods))
         reader = reader_of(loaded.tokenizer, spec.corpus.bos, embeddings_of(loaded.model))
         loaded = replace(loaded, tokenizer=reader)  # begins every text alike, and refuses ids without an embedding
         windows = load_windows(spec, loaded.tokenizer, stage) if _reads_text(spec) else None
@@ -142,23 +142,6 @@ class Session:
 
 def _reads_text(spec: RunSpec) -> bool:
     return any(e.needs_text for e in evaluators_of(spec))
-
-
-def _check_fit(spec: RunSpec, methods: Mapping[str, Method], config: Any, shape: Shape) -> None:
-    """Refuse what the model's config already rules out, before its weights are read."""
-    length = spec.context + spec.continuation
-    check_supported(config, length)
-    limit = shape.max_positions
-    for evaluator in evaluators_of(spec):
-        evaluator.check_length(spec, limit)
-    if limit and length > limit:
-        raise UsageError(
-            f"context {spec.context} + continuation {spec.continuation} is beyond this model's {limit} positions",
-            hint=f"use --context {max(1, limit - spec.continuation)}",
-        )
-    for label, method in methods.items():
-        with objections(label):
-            method.check(shape)
 
 
 def _artefacts(methods: Mapping[str, Method], loaded: LoadedModel, geometry: Geometry, stage: Stage) -> Artefacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kvbench.caches.reckon import Prompt, held, over_heads
 from kvbench.errors import UnknownName
 from kvbench.methods.base import METHODS, Eviction, Method, param
 from kvbench.parameters import build
@@ -78,6 +79,18 @@ class AdaKV(Eviction):
         if not scores.is_floating_point():
             scores = scores.double()
         return best_over_heads(scores, budget, int(budget * self.alpha_safeguard)), scores
+
+    def stored(self, prompt: Prompt) -> int | None:
+        kept, every, one = self.kept(prompt.tokens, prompt), self.evict_every, prompt.one_head
+        return sum(held(one, self.needs, kept, every) for _ in range(prompt.kv_heads))  # bytes of a token, whichever head has it
+
+    def stored_over(self, prompt: Prompt, store: Method) -> int | None:
+        """Heads differ in length by the text; known where that changes nothing: no residual, no groups along time."""
+        kept, heads, one = self.kept(prompt.tokens, prompt), prompt.kv_heads, prompt.one_head
+        ways = ([kept] * heads, [kept + 1, kept - 1, *[kept] * (heads - 2)][:heads], [kept * heads, *[0] * (heads - 1)])
+        found = [[store.stored(one.of(tokens)) for tokens in way] for way in ways if sum(way) == kept * heads]
+        known = [sum(b for b in way if b is not None) for way in found if None not in way]
+        return over_heads(known) if len(known) == len(found) else None
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.dense import DenseLayer

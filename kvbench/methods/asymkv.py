@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range
 from kvbench.caches.needs import Needs
+from kvbench.caches.reckon import INT32, Prompt, dense, kept_count, rows
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -55,6 +56,10 @@ class AsymKV(Method):
     @property
     def needs(self) -> Needs:
         return Needs(window=self.window)
+
+    def stored(self, prompt: Prompt) -> int:
+        kept = kept_count(prompt.tokens, self.compression_ratio)
+        return 2 * dense(prompt, kept) + rows(1, kept, INT32)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.homogeneous import HomogeneousLayer

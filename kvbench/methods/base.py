@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.budgets import Budget, Dial, Range, parse_budgets
 from kvbench.caches.needs import Needs
+from kvbench.caches.reckon import Place, Prompt, held, kept_count
 from kvbench.errors import KvbenchError, UsageError
 from kvbench.parameters import build, check_window, must_divide, param, parameters
 from kvbench.registry import Broken, Registry, reason
@@ -105,6 +106,22 @@ class Method:
     def join(self, layers: Sequence[LayerCache]) -> None:
         """Tie the layers of a new cache together, where the method couples layers. Nothing by default."""
 
+    def stored(self, prompt: Prompt) -> int | None:
+        """Bytes that one layer stores of a prompt, all of which ``layer`` would count; ``None`` where a calibration, the text or
+        other layers decide.
+
+        A method that says this is planned, and solved for a budget, without anything being stored
+        (:mod:`kvbench.caches.reckon`); for one that does not, a layer without numbers is filled.
+
+        Raises:
+            NotImplementedError: the method does not say.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it stores before it has")
+
+    def stored_over(self, prompt: Prompt, store: Method) -> int | None:
+        """As :meth:`stored`, of a layer that ``over`` makes."""
+        raise NotImplementedError(f"{type(self).__name__} keeps every token")
+
     def check(self, shape: Shape) -> None:
         """Refuse a model that the parameters do not fit, before it is loaded.
 
@@ -150,11 +167,15 @@ class Eviction(Method):
         """Tokens between two evictions while decoding, or ``None``."""
         return self.interval if self.decode == "hold" else None
 
-    def kept(self, tokens: int, layer: LayerContext) -> int:
+    def kept(self, tokens: int, layer: Place) -> int:
         """How many of ``tokens`` are kept in each KV head of ``layer``."""
-        from kvbench.caches.evicted import kept_count
-
         return kept_count(tokens, self.compression_ratio)
+
+    def stored(self, prompt: Prompt) -> int | None:
+        return held(prompt, self.needs, self.kept(prompt.tokens, prompt), self.evict_every)
+
+    def stored_over(self, prompt: Prompt, store: Method) -> int | None:
+        return store.stored(prompt.of(self.kept(prompt.tokens, prompt)))
 
     def score(self, tokens: TokenView) -> Tensor:
         """How much each token is worth keeping, ``[B, Hkv, T]``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kvbench.caches.reckon import Prompt, dense
 from kvbench.methods.base import Method
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ class Baseline(Method):
     title: ClassVar[str] = "Baseline (full cache)"
     family: ClassVar[str] = "reference"
     paper: ClassVar[str] = "the model itself"
+
+    def stored(self, prompt: Prompt) -> int:
+        return 2 * dense(prompt, prompt.tokens)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.dense import DenseLayer

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kvbench.caches.reckon import Prompt
 from kvbench.errors import UsageError
 from kvbench.methods.base import METHODS, Method
 from kvbench.spec import MethodSpec
@@ -47,6 +48,9 @@ class Composed(Method):
     @property
     def artefacts(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.keeper.artefacts, *self.storer.artefacts)))
+
+    def stored(self, prompt: Prompt) -> int | None:
+        return self.keeper.stored_over(prompt, self.storer)
 
     def layer(self, context: LayerContext) -> LayerCache:
         return self.keeper.over(context, self.storer)

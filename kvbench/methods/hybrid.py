@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range
 from kvbench.caches.needs import Needs
+from kvbench.caches.reckon import Place, Prompt, coded, dense, kept_count
 from kvbench.methods.base import Method, check_window, must_divide, param
 from kvbench.methods.quantised import check_bits, check_packing, whole_or
 
@@ -79,16 +80,21 @@ class Hybrid(Method):
         """The prompt is sorted once."""
         return None
 
-    def kept(self, tokens: int, layer: LayerContext) -> int:
+    def kept(self, tokens: int, layer: Place) -> int:
         """How many of ``tokens`` are kept in each KV head of ``layer``."""
-        from kvbench.caches.evicted import kept_count
-
         return kept_count(tokens, 1.0 - self.retained(layer.index, layer.layers))
 
     def retained(self, layer: int, layers: int) -> float:
         """This layer's share of the tokens."""
         height = layer / (layers - 1) if layers > 1 else 0.5
         return self.retain * (1 + self.pyramid * (1 - 2 * height))
+
+    def stored(self, prompt: Prompt) -> int:
+        kept = self.kept(prompt.tokens, prompt)
+        guarded = min(kept, round(kept * self.guard))
+        group = whole_or(self.group, prompt.head_dim)
+        codes = sum(coded(prompt, kept - guarded, bits, group, symmetric=False) for bits in (self.k_bits, self.v_bits))
+        return (2 * dense(prompt, guarded) if guarded else 0) + (codes if kept > guarded else 0)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.composed import ComposedLayer

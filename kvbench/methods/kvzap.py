@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range, Settings
 from kvbench.caches.needs import Needs
+from kvbench.caches.reckon import Prompt
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -67,6 +68,13 @@ class KVzap(Method):
     def artefacts(self) -> tuple[str, ...]:
         parts = ("w1", "b1") if self.surrogate == "linear" else ("w1", "b1", "w2", "b2")
         return tuple(f"{self._artefact}/{part}" for part in parts)
+
+    def stored(self, prompt: Prompt) -> int | None:
+        """The text decides."""
+        return None
+
+    def stored_over(self, prompt: Prompt, store: Method) -> int | None:
+        return None
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.threshold import SurrogateHeads

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range, Settings
+from kvbench.caches.reckon import Prompt
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class MiniCache(Method):
         """(lower, upper) of the layers that are merged."""
         first = min(int(self.start * layers + DUST), layers - 2)
         return [(lower, lower + 1) for lower in range(first, layers - 1, 2)]
+
+    def stored(self, prompt: Prompt) -> int | None:
+        """How many tokens of a pair stay unmerged follows from the text."""
+        return None
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.merged import MergedLayer

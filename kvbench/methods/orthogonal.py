@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, low_ranks
 from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts
+from kvbench.caches.reckon import Prompt, coefficients
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ class Orthogonal(Method):
     @property
     def artefacts(self) -> tuple[str, ...]:
         return cut_artefacts(self.basis, self.energy, "key", "value")
+
+    def stored(self, prompt: Prompt) -> int | None:
+        if self.energy is not None:
+            return None
+        ranks = self._ranks(prompt.head_dim)
+        return sum(coefficients(prompt, prompt.tokens, prompt.kv_heads, rank, self.bits, rank) for rank in ranks)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.basis import Cut

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, low_ranks
 from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts, heads_in_group
+from kvbench.caches.reckon import Prompt, coefficients
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ class Palu(Method):
     @property
     def artefacts(self) -> tuple[str, ...]:
         return cut_artefacts(self.basis, self.energy, *self._sides)
+
+    def stored(self, prompt: Prompt) -> int | None:
+        if self.energy is not None:
+            return None
+        heads = heads_in_group(self.group_heads, prompt.kv_heads)
+        columns = [rank * heads for rank in self._ranks(prompt.head_dim)]
+        return sum(coefficients(prompt, prompt.tokens, prompt.kv_heads // heads, wide, self.bits, wide) for wide in columns)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.basis import Cut

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.needs import Needs
+from kvbench.caches.reckon import Place
 from kvbench.methods.base import Eviction, check_window, param
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvbench.caches.layer import LayerContext, TokenView
+    from kvbench.caches.layer import TokenView
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class PyramidKV(Eviction):
     def needs(self) -> Needs:
         return Needs(window=self.window)
 
-    def kept(self, tokens: int, layer: LayerContext) -> int:
+    def kept(self, tokens: int, layer: Place) -> int:
         mean = tokens * (1.0 - self.compression_ratio)
         last = mean / self.beta
         first = 2 * mean - last

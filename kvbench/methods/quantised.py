@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range, widest_codes
+from kvbench.caches.reckon import Prompt, coded, dense
 from kvbench.methods.base import Method, must_divide, param
 
 if TYPE_CHECKING:
@@ -109,6 +110,21 @@ class Quantiser(Method):
         slides = self.residual > 0 and self.v_axis == "token"
         values = Side("values", self._scheme(v_bits, self.v_axis, context), self.residual, context.dtype, sliding=slides)
         return QuantisedLayer(context, keys, values)
+
+    def stored(self, prompt: Prompt) -> int:
+        sides = zip(self.widths, (self.k_axis, self.v_axis), strict=True)
+        return sum(self._side(prompt, bits, axis, side) for side, (bits, axis) in enumerate(sides))
+
+    def _side(self, prompt: Prompt, bits: int, axis: str, side: int) -> int:
+        """Bytes of the keys (0) or of the values (1): codes, and behind them what is dense."""
+        if bits == DENSE:
+            return dense(prompt, prompt.tokens)
+        by_channel, slides = axis == "channel", side == 1 and axis == "token"
+        newest = 0 if not self.residual else min(prompt.tokens, self.residual) if slides else prompt.tokens % self.residual
+        old = prompt.tokens - newest
+        group = self.group if by_channel else whole_or(self.group, prompt.head_dim)
+        codes = coded(prompt, old, bits, group, symmetric=self.symmetric, by_channel=by_channel) if old or not self.residual else 0
+        return codes + (dense(prompt, newest) if self.residual else 0)
 
     def _scheme(self, bits: int, axis: str, context: LayerContext) -> Scheme | None:
         from kvbench.caches.packing import Scheme

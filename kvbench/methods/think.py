@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range
 from kvbench.caches.needs import Needs
+from kvbench.caches.reckon import INT16, Prompt, dense
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class ThinK(Method):
         queries = prompt.observed.window[:, :, -self.window :].to(prompt.wide)
         votes = torch.unflatten(queries.square().mean(2), 1, (prompt.keys.shape[1], -1)).mean(2)  # over the window, then the group
         return votes * prompt.keys.to(prompt.wide).square().mean(2)
+
+    def stored(self, prompt: Prompt) -> int:
+        old, kept = max(0, prompt.tokens - self.recent), self.kept(prompt.head_dim)
+        thin = dense(prompt, old, kept) + prompt.kv_heads * kept * INT16 if old else 0
+        whole = dense(prompt, prompt.tokens - old) if old < prompt.tokens else 0
+        return thin + whole + dense(prompt, prompt.tokens)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.channels import ThinLayer

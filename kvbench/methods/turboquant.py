@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range, widest_codes
+from kvbench.caches.reckon import Prompt, dense, rows
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -56,6 +57,19 @@ class TurboQuant(Method):
             raise ValueError(
                 f"k_bits={self.k_bits or self.bits}: codes of a head of {shape.head_dim} do not fill whole bytes; a multiple of 8 does"
             )
+
+    def stored(self, prompt: Prompt) -> int:
+        old = max(0, prompt.tokens - self.recent)
+        sides = ((self.k_bits or self.bits, self.k_residual), (self.v_bits or self.bits, self.v_residual))
+        codes = sum(self._codes(prompt, old, bits - residual, residual) for bits, residual in sides) if old else 0
+        return codes + (2 * dense(prompt, prompt.tokens - old) if self.recent else 0)
+
+    @staticmethod
+    def _codes(prompt: Prompt, tokens: int, bits: int, residual: bool) -> int:
+        """One side's: codes and norms, signs and norms of the residual step."""
+        widths = [bits, *[1] * residual] if bits else [1] * residual
+        norms = rows(prompt.kv_heads, tokens, prompt.itemsize)
+        return sum(rows(prompt.kv_heads, tokens, prompt.head_dim * width // 8) + norms for width in widths)
 
     def layer(self, context: LayerContext) -> LayerCache:
         import torch

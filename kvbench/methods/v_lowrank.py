@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.budgets import Dial, Range
 from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts
+from kvbench.caches.reckon import Prompt, coefficients, dense
 from kvbench.methods.base import Method, param
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ class VLowRank(Method):
     @property
     def artefacts(self) -> tuple[str, ...]:
         return cut_artefacts(self.basis, self.energy, "value")
+
+    def stored(self, prompt: Prompt) -> int | None:
+        if self.energy is not None:
+            return None
+        rank = self._rank(prompt.head_dim)
+        return dense(prompt, prompt.tokens) + coefficients(prompt, prompt.tokens, prompt.kv_heads, rank, self.bits, rank)
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.basis import Cut
