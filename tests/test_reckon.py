@@ -16,6 +16,7 @@ from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.needs import Needs
+from kvbench.caches.scores import best_over_heads
 from kvbench.calibration import stand_ins
 from kvbench.engine.expected import expected_bytes, is_coupled, says
 from kvbench.engine.protocol import Runner
@@ -33,7 +34,7 @@ MORE = [
     "pyramidkv:window=4,decode=hold,interval=2",
     "adakv:alpha_safeguard=0,decode=hold",
     "adakv:score_by=expected_attention,decode=hold",
-    "adakv+turboquant",
+    "adakv:alpha_safeguard=1+turboquant",
     "snapkv+turboquant:recent=7",
     "kivi:group=8,residual=8",
     "int4:residual=20",
@@ -143,3 +144,10 @@ def test_plans_import_no_torch() -> None:
         "import sys; print(len(text.splitlines()) > 100, [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["True", "[]"]
+
+
+def test_heads_that_are_sure_of_their_share_keep_it_beside_a_window_of_another() -> None:
+    """A prompt within the observation window scores infinity everywhere: one head would have kept all, and the others nothing."""
+    kept = best_over_heads(torch.full((1, 3, 10), float("inf")), 4, 2)
+    assert kept.sum(2).min() >= 2
+    assert int(kept.sum()) == 12

@@ -116,4 +116,4 @@ def held(prompt: Prompt, needs: Needs, kept: int, every: int | None) -> int:
 
 def over_heads(bytes_of: Sequence[int]) -> int | None:
     """What heads of different lengths store, where several ways of sharing the tokens out all come to the same; else ``None``."""
-    return bytes_of[0] if len(set(bytes_of)) == 1 else None
+    return bytes_of[0] if bytes_of and len(set(bytes_of)) == 1 else None

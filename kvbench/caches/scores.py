@@ -41,6 +41,8 @@ def best_over_heads(scores: Tensor, budget: int, safe: int) -> Tensor:
         Mask ``[B, Hkv, T]``.
     """
     own = torch.zeros_like(scores, dtype=torch.bool).scatter(2, ranking(scores)[..., :safe], True)
-    above = certain(scores, own).flatten(1)
+    wide = scores if scores.is_floating_point() else scores.double()
+    below = wide.clamp(max=torch.finfo(wide.dtype).max)  # one head's window does not outrank what another head is sure of
+    above = below.masked_fill(own, float("inf")).flatten(1)
     best = ranking(above[:, None])[:, 0, : budget * scores.shape[1]]
     return torch.zeros_like(above, dtype=torch.bool).scatter(1, best, True).view_as(own)

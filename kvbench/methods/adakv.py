@@ -87,10 +87,11 @@ class AdaKV(Eviction):
     def stored_over(self, prompt: Prompt, store: Method) -> int | None:
         """Heads differ in length by the text; known where that changes nothing: no residual, no groups along time."""
         kept, heads, one = self.kept(prompt.tokens, prompt), prompt.kv_heads, prompt.one_head
-        ways = ([kept] * heads, [kept + 1, kept - 1, *[kept] * (heads - 2)][:heads], [kept * heads, *[0] * (heads - 1)])
-        found = [[store.stored(one.of(tokens)) for tokens in way] for way in ways if sum(way) == kept * heads]
-        known = [sum(b for b in way if b is not None) for way in found if None not in way]
-        return over_heads(known) if len(known) == len(found) else None
+        least = int(kept * self.alpha_safeguard)
+        even, most = [kept] * heads, [kept * heads - least * (heads - 1), *[least] * (heads - 1)]
+        near = [kept + 1, kept - 1, *even[2:]] if heads > 1 and kept > least else even
+        found = [[store.stored(one.of(tokens)) for tokens in way] for way in (even, near, most)]
+        return over_heads([sum(b for b in way if b is not None) for way in found if None not in way])
 
     def layer(self, context: LayerContext) -> LayerCache:
         from kvbench.caches.dense import DenseLayer
