@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvbench import suites
 from kvbench.errors import CorpusError, UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator
-from kvbench.shape import Config, Shape, check_supported, shape_of
+from kvbench.shape import Config, shape_of
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 from kvbench.state import RunState, Unit
 from kvbench.summary import EVALUATORS, evaluators_of
@@ -136,26 +136,9 @@ def _check_model(spec: RunSpec, config: Config | None, methods: Mapping[str, Met
     """What a known config already refuses; other models are checked when they are loaded."""
     if config is None:
         return
+    from kvbench.engine.fit import check_fit
+
     check_fit(spec, methods, config, shape_of(config))
-
-
-def check_fit(spec: RunSpec, methods: Mapping[str, Method], config: Config | Any, shape: Shape) -> None:
-    """Refuse what the model's config already rules out, before its weights are read."""
-    from kvbench.methods.base import objections
-
-    length = spec.context + spec.continuation
-    check_supported(config, length)
-    limit = shape.max_positions
-    for evaluator in evaluators_of(spec):
-        evaluator.check_length(spec, limit)
-    if limit and length > limit:
-        raise UsageError(
-            f"context {spec.context} + continuation {spec.continuation} is beyond this model's {limit} positions",
-            hint=f"use --context {max(1, limit - spec.continuation)}",
-        )
-    for label, method in methods.items():
-        with objections(label):
-            method.check(shape)
 
 
 def _check_corpus(spec: RunSpec) -> None:

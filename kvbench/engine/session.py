@@ -17,7 +17,7 @@ from kvbench.calibration import digests, provide
 from kvbench.calibration.text import calibration_tokens
 from kvbench.corpora import Windows, load_windows
 from kvbench.engine.environment import describe
-from kvbench.engine.plan import check_fit
+from kvbench.engine.fit import check_fit
 from kvbench.engine.protocol import Runner
 from kvbench.errors import CorpusError
 from kvbench.methods.base import Method
