@@ -1,4 +1,4 @@
-"""Whether a question fits a model, as far as the model's config says: asked of a plan, and again once the model is found. Imports no torch."""
+"""Whether a question fits a model, as its config says: asked of a plan, and again once the model is found. Imports no torch."""
 
 from __future__ import annotations
 
