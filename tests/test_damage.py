@@ -338,3 +338,12 @@ def test_a_config_of_nothing_is_refused(key: str) -> None:
     assert shape_of(config).head_dim == 4
     with pytest.raises(UnsupportedModel, match=f"its {key} is 0"):
         shape_of({**config, key: 0})
+
+
+@pytest.mark.parametrize("step", ["4 bits", 4, 0.5])
+def test_a_rung_of_a_ladder_is_named_by_words_or_numbers(step: object) -> None:
+    from kvbench.schema import check_record
+
+    check_record("reconstruction", {"ladder": "bits", "step": step, "method": "kivi:bits=4", "failed": "no room"})
+    with pytest.raises(ResultError, match=r"record of reconstruction, step"):
+        check_record("reconstruction", {"ladder": "bits", "step": None})

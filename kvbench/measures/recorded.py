@@ -118,7 +118,7 @@ class Reconstructed(TypedDict):
     unread: NotRequired[str]
     method: NotRequired[str]
     ladder: NotRequired[str]
-    step: NotRequired[str]
+    step: NotRequired[str | int | float]
 
 
 class Attended(TypedDict):
