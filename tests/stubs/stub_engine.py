@@ -22,6 +22,7 @@ from kvbench.state import Unit
 
 class StubSession:
     environment: ClassVar[dict[str, Any]] = {"kvbench": "stub"}
+    loaded: ClassVar[Any] = types.SimpleNamespace(dtype="torch.float32")
     info_corpus: ClassVar[dict[str, Any]] = {"name": "stub text", "content_hash": "c0ffee"}
 
     def __init__(self, spec: RunSpec) -> None:
