@@ -31,7 +31,7 @@ OPTIONS = [[5, 9, 17], [11], [40, 41, 42, 43, 44, 45], [9, 5]]
 
 @pytest.fixture(scope="module")
 def session() -> Session:
-    model = ModelSpec("tiny", "float64", device="cpu", random_weights=True, config=make_tiny_config("llama"))
+    model = ModelSpec("tiny", "float64", cache_dtype="float64", device="cpu", random_weights=True, config=make_tiny_config("llama"))
     spec = RunSpec(model=model, methods=expand(LABELS), evaluators=(EvaluatorSpec("speed"),), corpus=CorpusSpec(), context=64, samples=1)
     return Session.open(spec, {m.label: resolve(m, spec) for m in spec.methods}, silent)
 
