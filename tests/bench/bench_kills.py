@@ -108,6 +108,8 @@ class Killer:
             self._signal(self.folder.pid())
             until(self.folder, lambda: not self.folder.is_alive())
             start.resume(self.folder)
+        if event == "WorkerStarted":  # and only after the one before ended
+            until(self.folder, lambda: self._signal(self._worker) or not self.folder.is_alive())
         until(self.folder, happened)
         if not self.folder.is_alive() and self.folder.state().is_over:
             return None
