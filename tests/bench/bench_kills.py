@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tabulate import tabulate
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -116,16 +117,21 @@ class Killer:
         return target, f"{how} {event}"
 
     def _at_any_moment(self) -> tuple[str, str] | None:
-        target = self._rng.choice(["worker", "supervisor", "both"])
-        time.sleep(self._rng.uniform(0.0, 0.5))
-        self._look()
-        died = self._died
-        pids = {"worker": [self._worker], "supervisor": [self.folder.pid()], "both": [self._worker, self.folder.pid()]}[target]
+        target, end = self._rng.choice(["worker", "supervisor", "both"]), time.monotonic() + self._rng.uniform(0.0, 0.5)
+        pids: list[int | None] = []
+
+        def is_time() -> bool:
+            """The moment has come, and all that are meant live."""
+            self._look()
+            pids[:] = [self._worker if target != "supervisor" else 0, self.folder.pid() if target != "worker" else 0]
+            return time.monotonic() >= end and all(pid == 0 or is_living(pid) for pid in pids)
+
+        until(self.folder, lambda: is_time() or not self.folder.is_alive())
         if not self.folder.is_alive():
             return None
-        reached = [self._signal(pid) for pid in pids]
-        if not all(reached):
-            return self._at_any_moment()
+        died = self._died
+        for pid in pids:
+            self._signal(pid)
 
         def happened() -> bool:
             self._look()
@@ -139,6 +145,13 @@ class Killer:
             if pid:
                 os.kill(pid, signal.SIGKILL)
                 return True
+        return False
+
+
+def is_living(pid: int | None) -> bool:
+    try:
+        return bool(pid and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
 
 
