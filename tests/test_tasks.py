@@ -28,6 +28,7 @@ from kvbench.harness.loading import load_tasks
 from kvbench.harness.requests import Question
 from kvbench.methods.base import expand, resolve
 from kvbench.spec import CorpusSpec, EvaluatorSpec, RunSpec
+from kvbench.tokens import Reader
 from kvbench.weights import silent
 
 if TYPE_CHECKING:
@@ -241,6 +242,56 @@ def test_prompts_at_the_edges_are_scored_as_the_harness_scores_them(prompt: str,
     assert [greedy for _, greedy in found["baseline"].answers] == [greedy for _, greedy in said]
     assert (found["int4"].answers == found["baseline"].answers) == (prompt == "")
     assert ("cut_tokens" in found["int4"].facts) == (prompt != "")
+
+
+def without(*names: str) -> Any:
+    """The tiny model's tokenizer, but for these special tokens; it puts a BOS in front of a text if it has one."""
+    from tokenizers import Tokenizer, decoders, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *map(chr, range(32, 127)), "\n"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    if "bos_token" not in names:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    kinds = zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{kind: token for kind, token in kinds if kind not in names})
+
+
+def test_a_tokenizer_without_an_end_answers_up_to_the_limit(tiny: tuple[Any, Any], mirror: Path) -> None:
+    told = kvbench_says(Tasks("gsm8k", 2, 2, "visible", 6), session_of(tiny[0], without("eos_token", "bos_token"), mirror))
+    assert len(told.records["baseline"]) == 2
+
+
+def test_an_empty_prompt_needs_a_token_that_stands_for_it(tiny: tuple[Any, Any]) -> None:
+    from lm_eval.api.instance import Instance
+
+    question: Any = Question(None, 0, {}, [Instance("loglikelihood", {}, ("", "yes"), 0)], [None])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="neither BOS nor EOS"):
+        Encoder(without("eos_token", "bos_token"), tiny[0].config).choices(question)
+
+
+@pytest.mark.parametrize("bos", ["on", "off"])
+def test_a_bos_that_is_asked_for_is_the_harness_s_add_bos_token(bos: Any, tiny: tuple[Any, Any]) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = tiny[0], without()
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, add_bos_token=bos == "on")
+    pairs = [("Is it so?", " yes"), ("<s>Is it so? ", "no"), ("", "yes")]
+    encoder = Encoder(Reader(tokenizer, bos), model.config)
+    ours = encoder._pairs([Instance("loglikelihood", {}, pair, 0) for pair in pairs])
+    assert ours[:2] == [theirs._encode_pair(*pair) for pair in pairs[:2]]
+    assert ours[0][0][0] == (1 if bos == "on" else tokenizer.encode("I", add_special_tokens=False)[0])
+    assert ours[2][0] == [1]
+
+
+def test_prompts_beyond_the_embeddings_are_refused_before_any_is_asked(tiny: tuple[Any, Any], mirror: Path) -> None:
+    found = Tasks("gsm8k", 1)
+    found.prepare(session_of(tiny[0], Reader(tiny[1], rows=100), mirror), lambda *_: None)
+    with pytest.raises(CorpusError, match=r"token id 99 .* and the model has 99 embeddings"):
+        found.prepare(session_of(tiny[0], Reader(tiny[1], rows=99), mirror), lambda *_: None)
 
 
 def test_methods_read_what_they_stored_and_the_question_can_be_hidden(tiny: tuple[Any, Any], mirror: Path) -> None:
