@@ -221,3 +221,19 @@ def test_a_model_that_is_computed_rightly_goes_on(dtype: str) -> None:
     told = Told()
     Audit(context=64, steps=8).run(Unit("audit/0", "audit", 0, ("baseline",), 1), opened(["baseline"], dtype), told)
     assert not told.failed
+
+
+@dataclass(frozen=True)
+class Ratio(Eviction):
+    """A score that divides by a key's norm, as an author may."""
+
+    name: ClassVar[str] = "ratio"
+
+    def score(self, tokens: TokenView) -> Tensor:
+        return tokens.values.norm(dim=-1) / tokens.keys.norm(dim=-1)
+
+
+def test_random_prompts_hold_no_token_without_an_embedding(session: Session) -> None:
+    """Padding's is zero in random weights: keys of no length would make honest scores NaN."""
+    assert verdict(session, Ratio()).label == "real"
+    assert not bool((session.prompt(1, 4096) == session.loaded.model.config.pad_token_id).any())

@@ -66,7 +66,7 @@ class Verdict:
 
 
 class Auditor:
-    """Examines methods on two prompts, one of the run and one of tokens drawn at random, which all methods share.
+    """Examines methods on two prompts, one of the run and one of the same tokens in another order, which all methods share.
 
     Args:
         session: The run's. context: Prompt tokens. steps: Tokens that then read the cache. labels: Methods to come.
@@ -77,7 +77,7 @@ class Auditor:
         tokens = session.prompt(1, context + steps)
         self.tokens, self.after = tokens[:, :context], tokens[:, context:]
         draw = torch.Generator().manual_seed(session.spec.seed + 1)
-        self.others = torch.randint(session.loaded.shape.vocab_size, (1, context), generator=draw).to(tokens.device)
+        self.others = self.tokens[:, torch.randperm(context, generator=draw).to(tokens.device)]
         self.streams = session.spec.protocol == "streaming"
 
     @cached_property

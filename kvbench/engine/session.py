@@ -101,7 +101,14 @@ class Session:
         if tokens is None:
             generator = torch.Generator().manual_seed(self.spec.seed)
             tokens = torch.randint(self.loaded.shape.vocab_size, (batch, length), generator=generator)
+            tokens[tokens == self._padding] = (self._padding + 1) % self.loaded.shape.vocab_size
         return tokens.to(self.loaded.device)
+
+    @property
+    def _padding(self) -> int:
+        """The token whose embedding is zero in random weights, as no text's is: keys of no length are no keys. −1 is none."""
+        padding = getattr(self.loaded.model.config.get_text_config(), "pad_token_id", None)
+        return -1 if padding is None else int(padding)
 
     def needs(self, labels: Sequence[str]) -> Needs:
         """What serves all of these methods."""
