@@ -99,15 +99,16 @@ class Killer:
         draft.write_text(json.dumps({"target": target, "event": event, "how": how, "count": count}))
         self._look()
         died = self._died
+        if event == "RunResumed":  # only a new supervisor says that, and the plan must be there before it and after the old one
+            self._signal(self.folder.pid())
+            until(self.folder, lambda: not self.folder.is_alive())
         draft.rename(self._plan)
 
         def happened() -> bool:
             self._look()
             return not self.folder.is_alive() or (target == "worker" and self._died > died)
 
-        if event == "RunResumed":  # only a new supervisor says that
-            self._signal(self.folder.pid())
-            until(self.folder, lambda: not self.folder.is_alive())
+        if event == "RunResumed":
             start.resume(self.folder)
         if event == "WorkerStarted":  # and only after the one before ended
             until(self.folder, lambda: self._signal(self._worker) or not self.folder.is_alive())
