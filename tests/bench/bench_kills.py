@@ -100,7 +100,7 @@ class Killer:
         self._look()
         died = self._died
         if event == "RunResumed":  # only a new supervisor says that, and the plan must be there before it and after the old one
-            self._signal(self.folder.pid())
+            until(self.folder, lambda: self._signal(self.folder.pid()) or not self.folder.is_alive())
             until(self.folder, lambda: not self.folder.is_alive())
         draft.rename(self._plan)
 
