@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -93,7 +94,8 @@ class Ringed(Evaluator):
 def test_a_circle_of_a_plug_in_goes_with_its_unit() -> None:
     gc.disable()
     try:
-        do(Unit("ringed/0", "ringed", 0, ("baseline",)), Ringed(), None, lambda _event: None, set())  # type: ignore[arg-type]
+        session: Any = SimpleNamespace(loaded=SimpleNamespace(dtype="torch.float32"))
+        do(Unit("ringed/0", "ringed", 0, ("baseline",)), Ringed(), session, lambda _event: None, set())
     finally:
         gc.enable()
     assert [made() for made in Ringed.left] == [None]
