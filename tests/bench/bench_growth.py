@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +73,7 @@ def _measure(given: argparse.Namespace, marks: list[int]) -> dict[int, dict[str,
         do(unit, evaluator, session, lambda _event: None, set())
         if done in marks:
             noted[done] = _held(given.device)
+            print(f"{done} samples: {noted[done]['resident'] / MIB:,.0f} MiB resident", file=sys.stderr, flush=True)
     return noted
 
 
