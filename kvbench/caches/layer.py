@@ -8,167 +8,26 @@ the two equal for every method.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kvbench.caches.attend import causal
 from kvbench.caches.buffers import scatter_tokens
-from kvbench.caches.checked import Watch, checked_index
-from kvbench.caches.compat import AnyLayer, OwnLength, prompt_in_pieces, query_length
+from kvbench.caches.checked import Watch
+from kvbench.caches.compat import prompt_in_pieces
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.prompts import OpenPrompt, refused
-from kvbench.caches.reckon import Place
-from kvbench.caches.rope import Rope
 from kvbench.caches.stores import Store
+from kvbench.caches.tagged import TaggedLayer, named_layer
+from kvbench.caches.views import LayerContext, Restored, TokenView, prompt_view
 from kvbench.errors import MethodError, UsageError
 
-TAG = "_kvbench_layer"
-"""Attribute by which the fresh keys of a forward name the layer that stores them."""
-
-
-def named_layer(keys: Tensor) -> Any | None:
-    """The layer that a forward's fresh keys name, or ``None``.
-
-    The name is taken off: keys that a prompt keeps would else hold the layer that holds them, and a circle of tensors is
-    freed only when Python next looks for circles, which may be hundreds of prompts later.
-    """
-    return vars(keys).pop(TAG, None)
-
-
-@dataclass(frozen=True)
-class LayerContext(Place):
-    """Where a layer stands and how the run uses it.
-
-    Attributes:
-        dtype: Format in which keys and values are stored.
-        protocol: ``prefill`` compresses once after the prompt; ``streaming`` from the first token.
-        context: Tokens that a streaming budget is a fraction of.
-        chunk_size: Streaming: tokens between two compressions; 1 is exact.
-        seed: Seed of methods that draw.
-        rope: The model's rotary embedding, or ``None``.
-        artefacts: Calibrated tensors by name, for this layer.
-        module: The model's attention module of this layer, where there is a model.
-        prompt_tokens: Length of a prompt that comes in several forwards; ``None`` where the first forward is all of it.
-        later: Several tokens in one forward after the prompt are stored as decoded ones are (``append``), or refused.
-    """
-
-    dtype: torch.dtype
-    protocol: Literal["prefill", "streaming"] = "prefill"
-    context: int | None = None
-    chunk_size: int = 1
-    seed: int = 0
-    rope: Rope | None = None
-    artefacts: Mapping[str, Tensor] = field(default_factory=dict)
-    module: nn.Module | None = None
-    prompt_tokens: int | None = None
-    later: Literal["append", "refuse"] = "append"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LayerContext:
-        """A copy of a layer stands where the layer does, in the same model."""
-        return self
-
-
-@dataclass
-class TokenView:
-    """Tokens of one layer to be compressed or scored, and what was observed of the queries.
-
-    Attributes:
-        keys, values: ``[B, Hkv, T, D]``; keys carry RoPE at their own positions.
-        positions: Original positions ``[B, Hkv, T]``.
-        seen: Tokens seen so far (T unless some were evicted).
-        scaling: The model's softmax scale.
-        observed: What the method's ``needs`` asked for.
-        layer: Where this is.
-        budget: Tokens that will be kept of these, where that is known.
-        scores: How much each is worth, ``[B, Hkv, T]``, where an eviction has said.
-    """
-
-    keys: Tensor
-    values: Tensor
-    positions: Tensor
-    seen: int
-    scaling: float
-    observed: Observer
-    layer: LayerContext
-    budget: int | None = None
-    scores: Tensor | None = None
-
-    def at(self, index: Tensor) -> TokenView:
-        """The tokens at ``index`` ``[B, Hkv, m]`` alone.
-
-        Raises:
-            MethodError: there are no such tokens, or one is named twice.
-        """
-        return self.gathered(checked_index(index, self.keys.shape[2]))
-
-    def gathered(self, index: Tensor) -> TokenView:
-        """As ``at``, of an index that cannot be wrong by the way in which it was made."""
-        rows = index[..., None].expand(*index.shape, self.keys.shape[3])
-        scores = None if self.scores is None else self.scores.gather(2, index)
-        keys, values = self.keys.gather(2, rows), self.values.gather(2, rows)
-        return replace(self, keys=keys, values=values, positions=self.positions.gather(2, index), scores=scores)
-
-    @property
-    def wide(self) -> torch.dtype:
-        """The keys' dtype, at least float32: in which scores are computed."""
-        return torch.promote_types(self.keys.dtype, torch.float32)
-
-    def window_attention(self, window: int) -> Tensor:
-        """Attention probabilities ``[B, Hq, w, T]`` of the last ``window`` queries over the tokens here."""
-        if self.observed.window is None:
-            raise ValueError("a method that reads window queries must declare them in needs")
-        q = self.observed.window[:, :, -window:].to(self.wide)
-        groups = q.shape[1] // self.keys.shape[1]
-        grouped = torch.unflatten(q, 1, (-1, groups))  # [B, Hkv, G, w, D]
-        logits = grouped @ self.keys.to(self.wide)[:, :, None].transpose(3, 4) * self.scaling
-        at = torch.arange(self.seen - q.shape[2], self.seen, device=q.device)
-        future = self.positions[:, :, None, None, :] > at[:, None]
-        return logits.masked_fill(future, float("-inf")).softmax(-1).flatten(1, 2)
-
-    def over_groups(self, scores: Tensor) -> Tensor:
-        """Mean over the query heads of each KV head: ``[B, Hq, T]`` → ``[B, Hkv, T]``."""
-        return torch.unflatten(scores, 1, (self.keys.shape[1], -1)).mean(2)
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A prompt as it is read back, every token in its own place.
-
-    Attributes:
-        keys, values: ``[B, Hkv, T, D]``, zeros where a token is not held.
-        held: ``[B, Hkv, T]``.
-    """
-
-    keys: Tensor
-    values: Tensor
-    held: Tensor
-
-
-class TaggedLayer(AnyLayer):
-    """Hands a forward's fresh tokens to attention, tagged with the layer whose ``forward`` then stores them.
-
-    Attributes:
-        seen: Tokens that it has passed on.
-    """
-
-    seen: int
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        setattr(key_states, TAG, self)
-        return key_states, value_states
-
-    def get_seq_length(self) -> int:
-        """Tokens seen, not kept: it sets the next RoPE position."""
-        return self.seen
-
-    def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
-        return OwnLength(self.seen + query_length(query)), 0
+__all__ = ["LayerCache", "LayerContext", "Restored", "TaggedLayer", "TokenView", "named_layer", "prompt_view"]
 
 
 class LayerCache(TaggedLayer):
@@ -446,9 +305,3 @@ class LayerCache(TaggedLayer):
     def stores(self) -> Iterator[Store]:
         """The stores this layer is made of; ``parts`` and ``reorder_cache`` are read off them."""
         return iter(())
-
-
-def prompt_view(k: Tensor, v: Tensor, scaling: float, observer: Observer, context: LayerContext) -> TokenView:
-    """All tokens of a prompt, at positions 0…"""
-    positions = torch.arange(k.shape[2], device=k.device).expand(k.shape[:3])
-    return TokenView(k, v, positions, k.shape[2], scaling, observer, context)
