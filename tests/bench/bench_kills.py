@@ -86,13 +86,18 @@ class Killer:
             start.resume(self.folder)
         return True
 
+    def _target(self, *among: str) -> str:
+        """Never three workers of one supervisor in a row: it would rightly blame the place where they died."""
+        tired = [target for target, _ in self.hits[-2:]] == ["worker"] * 2
+        return self._rng.choice([target for target in among if not (tired and target == "worker")])
+
     def _look(self) -> None:
         for event in self._tail.poll():
             self._died += isinstance(event, ev.WorkerDied)
             self._worker = event.pid if isinstance(event, ev.WorkerStarted) else self._worker
 
     def _at_a_place(self) -> tuple[str, str] | None:
-        target, how = self._rng.choice(["worker", "supervisor"]), self._rng.choice(PLACES)
+        target, how = self._target("worker", "supervisor"), self._rng.choice(PLACES)
         event = self._rng.choice(EVENTS if target == "worker" else (*EVENTS, *OF_SUPERVISOR))
         count = self._rng.randint(1, 9) if event == "any" else 1
         draft = self._plan.with_suffix(".draft")
@@ -118,7 +123,7 @@ class Killer:
         return target, f"{how} {event}"
 
     def _at_any_moment(self) -> tuple[str, str] | None:
-        target, end = self._rng.choice(["worker", "supervisor", "both"]), time.monotonic() + self._rng.uniform(0.0, 0.5)
+        target, end = self._target("worker", "supervisor", "both"), time.monotonic() + self._rng.uniform(0.0, 0.5)
         pids: list[int | None] = []
 
         def is_time() -> bool:
