@@ -56,7 +56,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kvbench-kills-") as name:
         root, began = Path(name), time.monotonic()
         os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:3][::-1]), "STUB_KILL": str(root / "kill.json")}
-        spec = stub_spec("ms=25", samples=max(20, given.kills * 5 // 2))
+        spec = stub_spec("ms=25", samples=max(20, given.kills * 4))
         calm = numbers(start.run(spec, output_dir=root / "calm"))
         folder = start.create(spec, root / "killed")
         start.launch(folder)
@@ -123,7 +123,7 @@ class Killer:
         return target, f"{how} {event}"
 
     def _at_any_moment(self) -> tuple[str, str] | None:
-        target, end = self._target("worker", "supervisor", "both"), time.monotonic() + self._rng.uniform(0.0, 0.5)
+        target, end = self._target("worker", "supervisor", "both"), time.monotonic() + self._rng.uniform(0.0, 0.3)
         pids: list[int | None] = []
 
         def is_time() -> bool:
