@@ -116,7 +116,7 @@ class Killer:
         if event == "RunResumed":
             start.resume(self.folder)
         if event == "WorkerStarted":  # and only after the one before ended
-            until(self.folder, lambda: self._signal(self._worker) or not self.folder.is_alive())
+            until(self.folder, lambda: self._end_worker() or not self.folder.is_alive())
         until(self.folder, happened)
         if not self.folder.is_alive() and self.folder.state().is_over:
             return None
@@ -145,6 +145,11 @@ class Killer:
 
         until(self.folder, happened)
         return target, "any moment"
+
+    def _end_worker(self) -> bool:
+        """Of the newest that is known."""
+        self._look()
+        return self._signal(self._worker)
 
     def _signal(self, pid: int | None) -> bool:
         with suppress(ProcessLookupError):
