@@ -218,7 +218,7 @@ def test_a_run_on_the_embedded_model(embedded_model: LoadedModel, tmp_path: Path
     mirror(mirror(tmp_path, "qasper", [row(["Paris"], None, document)] * 2), "multi_news", [row(["Paris is a capital."], None, document)])
     spec = spec_of(tmp_path, subsets="qasper+multi_news", samples=2, max_length=96, max_gen_toks=2, question="both")
     use_kvbench_attention(embedded_model.model)
-    runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions(embedded_model.dtype, "prefill", 64))
+    runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions(embedded_model.cache_dtype, "prefill", 64))
     session = Session(spec, {m.label: resolve(m, spec) for m in spec.methods}, embedded_model, runner, None)
     evaluator, told = evaluator_of(spec), Told()
     evaluator.check(spec)
