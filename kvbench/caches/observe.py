@@ -38,11 +38,9 @@ class Moments:
     outer: Tensor | None = None
 
     def add(self, q: Tensor) -> None:
-        """``q`` ``[B, Hq, n, D]``, unrotated."""
-        if q.shape[2] == 0:
-            return
-        if self.origin is None:
-            self.origin = q.mean(2)
+        """``q`` ``[B, Hq, n, D]``, unrotated; n may be 0."""
+        if self.origin is None or self.count == 0:
+            self.origin = q.mean(2) if q.shape[2] else q.new_zeros(*q.shape[:2], q.shape[3])
         centred = q - self.origin[:, :, None]
         total, outer = centred.sum(2), centred.transpose(2, 3) @ centred
         self.total = total if self.total is None else self.total + total
@@ -50,11 +48,16 @@ class Moments:
         self.count += q.shape[2]
 
     def mean_and_covariance(self) -> tuple[Tensor, Tensor]:
-        """Mean ``[B, Hq, D]`` and biased covariance ``[B, Hq, D, D]``."""
+        """Mean ``[B, Hq, D]`` and biased covariance ``[B, Hq, D, D]``; zeros of a prompt that is no longer than ``skip``.
+
+        Raises:
+            ValueError: no prompt has come.
+        """
         if self.origin is None or self.total is None or self.outer is None:
-            raise ValueError(f"no query after the first {self.skip} tokens was seen")
-        shift = self.total / self.count
-        return self.origin + shift, self.outer / self.count - shift[..., :, None] * shift[..., None, :]
+            raise ValueError("query moments are read before a prompt has come")
+        count = max(1, self.count)
+        shift = self.total / count
+        return self.origin + shift, self.outer / count - shift[..., :, None] * shift[..., None, :]
 
     def part(self, rows: slice, heads: slice) -> Moments:
         """The sums of some rows and query heads, to be added to apart; no tensor is ever changed in place."""
