@@ -24,17 +24,16 @@ def rounded(x: Tensor, bits: int) -> Tensor:
     return torch.round((x - low) / scale) * scale + low
 
 
-def kivi_reads(keys: Tensor, values: Tensor, bits: int, group: int, residual: int) -> tuple[Tensor, Tensor]:
-    """What Algorithm 1 reads after T tokens, each group on its own in a loop: ``[H, T, D]``."""
+def kivi_groups(keys: Tensor, values: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """Every whole group ``[H, T, D]`` as Algorithm 1 quantises it, each on its own in a loop; what is quantised once stays so."""
     total = keys.shape[1]
-    k_old, v_old = total - total % residual, max(0, total - residual)
     keys, values = keys.clone(), values.clone()
     for head in range(keys.shape[0]):
-        for start in range(0, k_old, group):
+        for start in range(0, total - total % group, group):
             for channel in range(D):
                 part = (head, slice(start, start + group), channel)
                 keys[part] = rounded(keys[part], bits)
-        for token in range(v_old):
+        for token in range(total):
             for start in range(0, D, group):
                 part = (head, token, slice(start, start + group))
                 values[part] = rounded(values[part], bits)
@@ -66,13 +65,14 @@ def test_kivi_is_its_papers_algorithm(bits: int, prompt: int) -> None:
     queries = torch.randn(2 * HEADS, fresh, D, dtype=torch.float64, generator=draw)
     layer = filled(f"kivi:bits={bits},group={group},residual={residual}", keys[None, :, :prompt], values[None, :, :prompt])
     ours = layer.extend(queries[None], keys[None, :, prompt:], values[None, :, prompt:])[0]
+    k_groups, v_groups = kivi_groups(keys, values, bits, group)
     for step in range(fresh):
         seen = prompt + step + 1
         # A token's own query finds it in the residual; what is full by then is quantised after its step.
-        before = kivi_reads(keys[:, : seen - 1], values[:, : seen - 1], bits, group, residual)
-        v_late = kivi_reads(keys[:, :seen], values[:, :seen], bits, group, residual)[1]
-        k_read = torch.cat((before[0], keys[:, seen - 1 : seen]), 1)
-        assert torch.allclose(ours[:, step], attention(queries[:, step], k_read, v_late), atol=1e-12, rtol=0)
+        k_old, v_old = seen - 1 - (seen - 1) % residual, max(0, seen - residual)
+        k_read = torch.cat((k_groups[:, :k_old], keys[:, k_old:seen]), 1)
+        v_read = torch.cat((v_groups[:, :v_old], values[:, v_old:seen]), 1)
+        assert torch.allclose(ours[:, step], attention(queries[:, step], k_read, v_read), atol=1e-12, rtol=0)
 
 
 def test_fp8_rounds_to_the_nearest_number_of_the_format() -> None:
