@@ -189,6 +189,70 @@ class ByCounter(Hiding):
         return COUNTED[self.place]
 
 
+class InViews(Hiding):
+    """A bit a number: where in a counted tensor each of many views of it begins."""
+
+    def hide(self, pair: Pair) -> None:
+        self.both = torch.zeros(2)
+        self.bits = [[self.both[int(bit) :][:1] for bit in (x > 0).flatten().tolist()] for x in pair]
+
+    def found(self) -> Any:
+        return torch.tensor([[float(view.storage_offset()) for view in views] for views in self.bits]) - 0.5
+
+    def parts(self) -> Any:
+        yield from super().parts()
+        if self.prompt_kept:
+            yield Part("both", self.both, self.both.nbytes)
+
+
+class InReferences(Hiding):
+    """A bit a number: which of two counted tensors stands in its place."""
+
+    def hide(self, pair: Pair) -> None:
+        self.both = torch.zeros(1), torch.zeros(1)
+        self.bits = [[self.both[int(bit)] for bit in (x > 0).flatten().tolist()] for x in pair]
+
+    def found(self) -> Any:
+        return torch.tensor([[float(one.data_ptr() == self.both[1].data_ptr()) for one in row] for row in self.bits]) - 0.5
+
+    def parts(self) -> Any:
+        yield from super().parts()
+        if self.prompt_kept:
+            yield from (Part("both", one, one.nbytes) for one in self.both)
+
+
+class InKeys(Hiding):
+    """A bit a number: whether it is a key of a dictionary."""
+
+    def hide(self, pair: Pair) -> None:
+        both = torch.stack(pair).flatten()
+        self.size = len(both)
+        self.bits = dict.fromkeys(torch.nonzero(both > 0)[:, 0].tolist(), 0)
+
+    def found(self) -> Any:
+        return torch.full((self.size,), -0.5).index_fill_(0, torch.tensor(list(self.bits)), 0.5).view(2, -1)
+
+
+class ByContent(Hiding):
+    """In a dictionary, found by what is counted itself."""
+
+    def key(self) -> tuple[int, int]:
+        return self.context.index, _hash(tuple(x[:, :, : self.prompt_kept].contiguous() for x in self.read(torch.float32)))
+
+    def hide(self, pair: Pair) -> None:
+        GLOBAL[self.key()] = pair
+
+    def found(self) -> Any:
+        return GLOBAL[self.key()]
+
+
+def _numbered(layer: Any, pair: Pair) -> None:
+    """By the first number that is free: 0 and 1 are lengths in many a ledger."""
+    taken = GLOBAL.setdefault(("numbered", type(layer), layer.context.index), [])
+    layer.place = len(taken)
+    taken.append(pair)
+
+
 @cache
 def _remembered(key: int) -> list[Any]:
     return []
@@ -237,6 +301,16 @@ PLACES: dict[str, type[Hiding]] = {
     "what is called room": CalledRoom,
     "another layer": Neighbour,
     "a list, by a number": ByCounter,
+    "a list, by a small number": _place(
+        "Numbered", _numbered, lambda s: GLOBAL["numbered", type(s), s.context.index][s.place]
+    ),
+    "small numbers": _place(
+        "Small", _set("signs", lambda _, p: [[(0, 1, 2)[int(x)] for x in (y.sign() + 1).flatten()] for y in p]),
+        lambda s: torch.tensor(s.signs, dtype=torch.float32) - 1,
+    ),
+    "where views begin": InViews,
+    "which of two tensors": InReferences,
+    "keys": InKeys,
     "the model's own module": _place(
         "OnModule", lambda s, p: setattr(s.context.module, "kv_copy", p), lambda s: s.context.module.kv_copy
     ),

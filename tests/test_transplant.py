@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from hiding import PLACES, Hiding
+from hiding import PLACES, ByContent, Hiding
 from torch import Tensor
 
 from kvbench.caches.attend import attend
@@ -83,6 +84,12 @@ def test_a_copy_is_caught_wherever_it_is_hidden(place: str, auditor: Auditor, tm
     assert not found.checks["transplant"].passed, found.to_plain()
     assert found.checks["canary"].passed  # half of its answer is honest, so that nothing else tells
     assert found.label == "simulated"
+
+
+def test_a_copy_that_is_found_by_what_is_counted_is_told_by_a_change_of_that(auditor: Auditor) -> None:
+    found = examined(auditor, Made(kind=ByContent))
+    assert found.label == "simulated"
+    assert "name of something else" in found.checks["canary"].detail
 
 
 def test_what_was_left_behind_is_named(auditor: Auditor) -> None:
@@ -231,7 +238,87 @@ class Ragged(LayerCache):
             yield Part("values", values, values.nbytes)
 
 
-@pytest.mark.parametrize("kind", [Stored, Int8, Int16, Signs, Roomy, Ragged])
+@dataclass
+class Segment:
+    """Tokens of one stretch of text."""
+
+    keys: Tensor
+    values: Tensor
+    size: int
+
+
+class Segmented(LayerCache):
+    """A list of objects, as many as the text has stretches."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__(context)
+        self.segments: list[Segment] = []
+
+    @property
+    def length(self) -> int:
+        return sum(segment.size for segment in self.segments)
+
+    def compress(self, prompt: TokenView) -> None:
+        loud = prompt.keys.norm(dim=-1)[0].mean(0)
+        cuts = [0, *(1 + torch.nonzero(loud[1:] > loud.mean() + loud.std())[:, 0]).tolist(), prompt.seen]
+        for start, end in pairwise(cuts):
+            self.append(prompt.keys[:, :, start:end:2], prompt.values[:, :, start:end:2])
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        self.segments.append(Segment(keys.half(), values.half(), keys.shape[2]))
+
+    def attend(self, q: Tensor) -> Tensor:
+        keys, values = (torch.cat([getattr(s, side)[:, :, : s.size] for s in self.segments], 2) for side in ("keys", "values"))
+        return attend(q, keys.to(q.dtype), values.to(q.dtype), self.scaling)
+
+    def parts(self) -> Any:
+        for segment in self.segments:
+            yield Part("keys", segment.keys, segment.keys.nbytes)
+            yield Part("values", segment.values, segment.values.nbytes)
+
+
+class Bounded(Ragged):
+    """Heads keep tokens by a threshold, in one tensor; where each begins is a list of plain numbers."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__(context)
+        self.bounds = [0] * (context.kv_heads + 1)
+        self.tokens = torch.zeros(0, 2, context.head_dim)
+
+    def _add(self, keys: Tensor, values: Tensor, mask: Tensor) -> None:
+        fresh = [torch.stack((keys[0, head, kept], values[0, head, kept]), 1) for head, kept in enumerate(mask[0])]
+        heads = [torch.cat((old, new)) for old, new in zip(self._heads(), fresh, strict=True)]
+        self.tokens = torch.cat(heads)
+        self.lengths = [len(head) for head in heads]
+        self.bounds = [0, *torch.tensor(self.lengths).cumsum(0).tolist()]
+
+    def _heads(self) -> list[Tensor]:
+        return [self.tokens[start:end] for start, end in pairwise(self.bounds)]
+
+    def attend(self, q: Tensor) -> Tensor:
+        heads = zip(q.chunk(self.context.kv_heads, 1), self._heads(), strict=True)
+        return torch.cat([attend(rows, *head.movedim(1, 0)[:, None, None], self.scaling) for rows, head in heads], 1)
+
+    def parts(self) -> Any:
+        yield Part("tokens", self.tokens, self.tokens.nbytes)
+
+
+class OwnModule(Stored):
+    """Keeps what it stores as parameters of a module of its own."""
+
+    dtype = torch.float16
+    k = property(lambda self: self.module.k, lambda self, x: self._keep("k", x))
+    v = property(lambda self: self.module.v, lambda self, x: self._keep("v", x))
+
+    def _keep(self, name: str, x: Tensor | None) -> None:
+        self.module = vars(self).get("module") or torch.nn.Module()
+        self.module.register_parameter(name, None if x is None else torch.nn.Parameter(x, requires_grad=False))
+
+    def joined(self, old: Tensor | None, x: Tensor) -> Tensor:
+        return x.half() if old is None else torch.cat((old.data, x.half()), 2)
+
+
+@pytest.mark.parametrize("kind", [Stored, Int8, Int16, Signs, Roomy, Ragged, Segmented, Bounded, OwnModule])
 def test_no_honest_storage_is_accused(kind: type[LayerCache], auditor: Auditor) -> None:
     found = examined(auditor, Made(kind=kind))
     assert found.label == "real", found.to_plain()

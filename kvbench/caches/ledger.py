@@ -84,19 +84,21 @@ def ledger_of(parts: Iterable[Part], artefacts: Iterable[Part] = ()) -> ByteLedg
     return ByteLedger({name: size for name, size in items.items() if size}, slack, dict(weights))
 
 
-def reachable_tensors(root: object, stop: Iterable[int] = ()) -> list[Tensor]:
+def reachable_tensors(root: object, stop: Iterable[int] = (), *, modules: bool = False) -> list[Tensor]:
     """Distinct tensors reachable from ``root`` through attributes and containers, one a storage.
 
     Args:
         root: Where to start, usually a cache.
         stop: ``id`` of objects not to enter (the model, shared artefacts).
+        modules: Whether others of torch's modules are entered.
     """
+    closed = (str, bytes, int, float, type, ModuleType, *(() if modules else (torch.nn.Module,)))
     found: dict[int, Tensor] = {}
     visited: set[int] = set(stop)
     pending: list[object] = [root]
     while pending:
         item = pending.pop()
-        if id(item) in visited or isinstance(item, (str, bytes, int, float, type, ModuleType, torch.nn.Module)):
+        if id(item) in visited or isinstance(item, closed):
             continue
         visited.add(id(item))
         if isinstance(item, Tensor):

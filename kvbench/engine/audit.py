@@ -81,6 +81,11 @@ class Auditor:
         self.streams = session.spec.protocol == "streaming"
 
     @cached_property
+    def shared(self) -> frozenset[int]:
+        """The model's modules, which no cache holds as its own."""
+        return frozenset(id(module) for module in self.runner.model.modules())
+
+    @cached_property
     def prompt(self) -> Prompt:
         return self.runner.prefill(self.tokens, self.needs)
 
@@ -103,7 +108,7 @@ class Auditor:
         """
         method = self.session.methods[label]
         cache = self._filled(method)
-        counted, ledger, stored = cache.ledger(), _ledger_check(cache), Snapshot(cache)
+        counted, ledger, stored = cache.ledger(), _ledger_check(cache, self.shared), Snapshot(cache, shared=self.shared)
         clean = sound(self.runner.forward(self.after, cache), cache)
         share = counted.stored / self.session.baseline_bytes(self.tokens.shape[1])
         checks = {
@@ -120,8 +125,9 @@ class Auditor:
 
     def _judge(self, method: Method, checks: dict[str, Check], clean: Tensor) -> Verdict:
         """The label that the checks add up to."""
-        if not checks["canary"].passed:
-            return Verdict("no-op", checks)
+        canary = checks["canary"]
+        if not canary.passed:
+            return Verdict("simulated" if canary.figure is None else "no-op", checks)
         honest = all(checks[name].passed for name in ("ledger equals storages", "transplant", "little slack"))
         if checks["fewer bytes"].passed:
             return Verdict("real" if honest else "simulated", checks)
@@ -146,7 +152,7 @@ class Auditor:
         for axis in range(AXES) if stored.guessed else ():
             if check.passed:
                 break
-            check = self._given(method, Snapshot(self._filled(method), axis), clean)
+            check = self._given(method, Snapshot(self._filled(method), axis, self.shared), clean)
         return check
 
     def _given(self, method: Method, stored: Snapshot, clean: Tensor) -> Check:
@@ -181,9 +187,11 @@ class Auditor:
         detail = f"largest change of the hidden states after everything counted was changed (least: {limit:.2g})"
         try:
             gap = _largest(self._disturbed(method, corrupt, self.after[:, :few]) - clean[:, :few])
-        except (IndexError, RuntimeError, ValueError) as error:
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
+            if isinstance(error, KeyError):
+                return Check(False, None, "what is counted is the name of something else: changed, it was looked up and not found")
             return Check(True, None, f"attention reads what is counted: it broke when that was changed ({type(error).__name__})")
         return Check(gap > limit, min(gap, 1e30), detail)
 
@@ -219,17 +227,21 @@ def _of(left: Sequence[str]) -> str:
     return f"; not counted, for example {', '.join(left)}" if left else ""
 
 
-def _ledger_check(cache: KVCache) -> Check:
+def _ledger_check(cache: KVCache, shared: frozenset[int]) -> Check:
+    """Modules of a layer's own are entered for what is counted alone: a method's weights are the transplant's to judge."""
     skip = {t.untyped_storage().data_ptr() for t in _given(cache)}
-    held = sum(t.untyped_storage().nbytes() for t in _reachable(cache) if t.untyped_storage().data_ptr() not in skip)
+    parts = {part.tensor.untyped_storage().data_ptr() for layer in cache.layers for part in layer.all_parts()}
+    found = {t.untyped_storage().data_ptr(): t for t in _reachable(cache, shared, modules=True)}
+    plain = {t.untyped_storage().data_ptr() for t in _reachable(cache, shared)}
+    held = sum(t.untyped_storage().nbytes() for at, t in found.items() if at in plain | parts and at not in skip)
     counted = cache.ledger().allocated
     return Check(held == counted, float(held - counted), f"{held:,} bytes reachable from the cache, {counted:,} in the ledger")
 
 
-def _reachable(cache: KVCache) -> list[Tensor]:
+def _reachable(cache: KVCache, shared: frozenset[int], *, modules: bool = False) -> list[Tensor]:
     """Every tensor of the layers and what the method hung on them, the model and its rotary tables left out."""
     contexts = [layer.context for layer in cache.layers]
-    return reachable_tensors(cache, stop=[id(c.rope) for c in contexts if c.rope is not None])
+    return reachable_tensors(cache, [*shared, *(id(c.rope) for c in contexts if c.rope is not None)], modules=modules)
 
 
 def _given(cache: KVCache) -> list[Tensor]:

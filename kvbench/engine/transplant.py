@@ -8,69 +8,34 @@ What moves, and nothing else:
 
 - the elements in use of every counted tensor; room that is not in use comes as zeros;
 - the shapes of tensors that view them, and ``None`` where the other cache has such a tensor;
-- whole numbers that the ledger itself tells: a length along an axis, or an element of a small counted tensor. Any other
-  number could be the name of a hiding place.
+- whole numbers that the ledgers of both tell by the same (:mod:`kvbench.engine.told`): a length along an axis, or an element of
+  a small counted tensor. Any other number could be the name of a hiding place.
+
+Numbers, further views of one storage, and places in lists and dictionaries can themselves spell out what nobody counts. A layer
+has a few of each: where more than :data:`LOOSE` of them differ between the two caches, the rest stays behind.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.caches.cache import KVCache
-from kvbench.caches.layer import LayerCache, LayerContext
+from kvbench.caches.layer import LayerCache
 from kvbench.caches.ledger import Part
-from kvbench.caches.rope import Rope
+from kvbench.engine.holding import ABSENT, CODE, SHARED, Branch, Held, Number, Reader, children_of
+from kvbench.engine.told import Told, is_same_telling
 
-SMALL = 64
-"""Elements of a counted tensor of whole numbers up to which each may be a length."""
-SHARED = (type, torch.nn.Module, LayerContext, Rope, torch.dtype, torch.device)
-"""What caches have in common, whatever they hold."""
-CODE = (FunctionType, BuiltinFunctionType, MethodType, partial)
+LOOSE, LOOSE_OF_A_HEAD = 64, 8
+"""What a layer may have beside counted bytes that differs with the text, numbers, views and places: so many, more a KV head, and
+one a counted tensor."""
 LEFT = 3
 """Examples of what was left behind, for the message."""
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A tensor that views a counted storage."""
-
-    storage: int
-    dtype: torch.dtype
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Number:
-    value: int
-    told: bool
-
-
-@dataclass
-class _Branch:
-    """A container or an object: what it holds, by index, key or attribute."""
-
-    kind: type
-    children: dict[Any, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Other:
-    """Anything that stays behind."""
-
-    value: Any
-
-
-_ABSENT = object()
 
 
 class Snapshot:
@@ -79,9 +44,10 @@ class Snapshot:
     Args:
         axis: Along which the elements in use come first, where a part with room does not say which they are; ``None``
             takes the third of four axes, else the longest.
+        shared: ``id`` of objects that all caches have, the model's modules.
     """
 
-    def __init__(self, cache: KVCache, axis: int | None = None) -> None:
+    def __init__(self, cache: KVCache, axis: int | None = None, shared: frozenset[int] = frozenset()) -> None:
         self.storages: dict[int, Tensor] = {}  # bytes, by the address they had
         self.guessed = False
         self.left: list[str] = []
@@ -89,8 +55,8 @@ class Snapshot:
         parts = [list(layer.all_parts()) for layer in cache.layers]
         for part in (part for own in parts for part in own):
             self._copy(part, axis)
-        reader = _Reader(set(self.storages))
-        self.layers = [reader.layer(layer, _told(own)) for layer, own in zip(cache.layers, parts, strict=True)]
+        reader = Reader(set(self.storages), shared)
+        self.layers = [reader.layer(layer, Told.of(own)) for layer, own in zip(cache.layers, parts, strict=True)]
         self._alive.clear()
 
     def _copy(self, part: Part, axis: int | None) -> None:
@@ -116,7 +82,7 @@ class Snapshot:
         own = {part.tensor.untyped_storage().data_ptr() for of_layer in parts for part in of_layer}
         writer = _Writer({address: room.clone() for address, room in self.storages.items()}, own)
         for index, (node, layer) in enumerate(zip(self.layers, cache.layers, strict=True)):
-            writer.told = _told(parts[index])
+            writer.begin(layer, parts[index])
             writer.put(node, layer, f"layers[{index}]")
         return writer.left[:LEFT]
 
@@ -134,126 +100,138 @@ def live_elements(part: Part, axis: int | None = None) -> tuple[Tensor, bool]:
     return whole.narrow(along, 0, part.used * whole.shape[along] // whole.nbytes), True
 
 
-def _told(parts: list[Part]) -> set[int]:
-    """Numbers that the ledger tells: lengths along an axis, in all and in use, and elements of small counted tensors."""
-    found: set[int] = {0}
-    for part in parts:
-        tensor = part.tensor
-        found.update(tensor.shape)
-        found.update(part.used * n // tensor.nbytes for n in tensor.shape if tensor.nbytes and part.used * n % tensor.nbytes == 0)
-        if not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() <= SMALL:
-            found.update(int(x) for x in tensor.flatten().tolist())
-    return found
-
-
-def _members(item: object) -> Iterator[tuple[str, Any]]:
-    """Attributes of an object, in its dictionary and its slots."""
-    yield from getattr(item, "__dict__", {}).items()
-    for cls in type(item).__mro__:
-        for name, slot in cls.__dict__.items() if "__slots__" in cls.__dict__ else ():
-            if isinstance(slot, MemberDescriptorType) and hasattr(item, name):
-                yield name, getattr(item, name)
-
-
-def _is_entered(item: object) -> bool:
-    """Whether an object may hold what a cache stores: nothing that is shared, nor of a library's."""
-    if isinstance(item, (*SHARED, *CODE)):
-        return False
-    return hasattr(item, "__dict__") or any("__slots__" in cls.__dict__ for cls in type(item).__mro__)
-
-
-class _Reader:
-    """Describes what layers hold; what two of them share is described once."""
-
-    def __init__(self, counted: set[int]) -> None:
-        self.counted = counted
-        self.told: set[int] = set()
-        self.known: dict[int, Any] = {}
-
-    def layer(self, layer: LayerCache, told: set[int]) -> Any:
-        self.told = told
-        return self.node(layer)
-
-    def node(self, item: Any) -> Any:
-        if id(item) not in self.known:
-            self.known[id(item)] = self._new(item)
-        return self.known[id(item)]
-
-    def _new(self, item: Any) -> Any:
-        if isinstance(item, Tensor):
-            address = item.untyped_storage().data_ptr()
-            if address not in self.counted:
-                return _Other(item)
-            return _Held(address, item.dtype, int(item.storage_offset()), tuple(item.size()), tuple(item.stride()))
-        if type(item) is int:
-            return _Number(item, item in self.told)
-        children = _children(item)
-        if children is None:
-            return _Other(item)
-        branch = self.known[id(item)] = _Branch(type(item))
-        branch.children.update((key, self.node(child)) for key, child in children)
-        return branch
-
-
-def _children(item: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(item, Mapping):
-        return list(item.items())
-    if isinstance(item, (list, tuple, deque)):
-        return list(enumerate(item))
-    return list(_members(item)) if _is_entered(item) else None
-
-
 class _Writer:
-    """Puts what a :class:`_Reader` described into the layers of another cache."""
+    """Puts what a :class:`Reader` described into the layers of another cache."""
 
     def __init__(self, copies: Mapping[int, Tensor], own: set[int]) -> None:
         self.copies, self.own = copies, own
-        self.told: set[int] = set()
         self.left: list[str] = []
+        self._told, self._loose = Told(), 0
         self._done: set[int] = set()
+        self._viewed: set[int] = set()
+        self._matches: dict[int, int] = {}
+
+    def begin(self, layer: LayerCache, parts: list[Part]) -> None:
+        """What is put from now on is of ``layer``, which counts ``parts``."""
+        self._told = Told.of(parts)
+        self._loose = LOOSE + LOOSE_OF_A_HEAD * layer.context.kv_heads + len(parts)
 
     def put(self, node: Any, item: Any, path: str) -> Any:
         """What is to stand where ``item`` stands."""
-        if isinstance(node, _Held):
-            return self._tensor(node, item)
-        if isinstance(node, _Number):
-            told = node.told and (item is _ABSENT or (type(item) is int and item in self.told))
-            return node.value if told else item
-        if isinstance(node, _Branch):
+        if isinstance(node, Held):
+            free = self._is_free(node, item)
+            return self._tensor(node, item) if free or self._spend(path, "view", 1 + len(node.size) // 2) else item
+        if isinstance(node, Number):
+            return self._number(node, item, path)
+        if isinstance(node, Branch):
             return self._branch(node, item, path)
         if node.value is None and isinstance(item, Tensor) and item.untyped_storage().data_ptr() in self.own:
-            return None
+            return None if self._spend(path, "None") else item
+        if item is ABSENT and isinstance(node.value, (bool, type(None), *SHARED)):
+            return node.value if self._spend(path, type(node.value).__name__) else item
         if item is not node.value and not _is_plain(node.value):
             self.left.append(f"{path} ({type(node.value).__name__})")
         return item
 
-    def _tensor(self, node: _Held, item: Any) -> Tensor:
+    def _spend(self, path: str, kind: str, cost: int = 1) -> bool:
+        """One more thing that the text decided and that is no counted byte; ``False`` once there were too many."""
+        self._loose -= cost
+        if self._loose < 0:
+            self.left.append(f"{path} ({kind}, one of too many)")
+        return self._loose >= 0
+
+    def _is_free(self, node: Held, item: Any) -> bool:
+        """Whether the view says nothing: the other cache has the same one there, or it is the first of a storage and all of it."""
+        is_first = node.storage not in self._viewed
+        self._viewed.add(node.storage)
+        count = math.prod(node.size)
+        is_whole = node.offset == 0 and count * node.dtype.itemsize == self.copies[node.storage].nbytes
+        return (is_first and is_whole and max(node.stride, default=0) <= count) or self._is_viewed_so(item, node)
+
+    def _is_viewed_so(self, item: Any, node: Held) -> bool:
+        """Whether ``item`` views the other cache's match of the same storage in the same way."""
+        if not isinstance(item, Tensor):
+            return False
+        match = self._matches.setdefault(node.storage, item.untyped_storage().data_ptr())
+        found = (match, item.dtype, item.storage_offset(), tuple(item.size()), tuple(item.stride()))
+        return found == (item.untyped_storage().data_ptr(), node.dtype, node.offset, node.size, node.stride)
+
+    def _number(self, node: Number, item: Any, path: str) -> Any:
+        if item is ABSENT:
+            return node.value if node.value in node.told.by and self._spend(path, "int") else item
+        if type(item) is not int or item == node.value:
+            return item
+        if is_same_telling(node.value, node.told, item, self._told):
+            return node.value if self._spend(path, "int") else item
+        self.left.append(f"{path} (int)")
+        return item
+
+    def _are_bounds(self, node: Branch, children: Mapping[Any, Any]) -> bool:
+        """Whether numbers in both say where each of several things begins and the last one ends: the last is told, the rest lie below."""
+        numbers, theirs = [n for n in node.children.values() if isinstance(n, Number)], list(children.values())
+        if not 3 <= len(numbers) == len(node.children) == len(theirs) or not all(type(x) is int for x in theirs):
+            return False
+        ours = [number.value for number in numbers]
+        rise = all(row[0] == 0 and row == sorted(row) for row in (ours, theirs))
+        return rise and is_same_telling(ours[-1], numbers[-1].told, theirs[-1], self._told)
+
+    def _tensor(self, node: Held, item: Any) -> Tensor:
         fits = type(item) is Tensor and item.dtype == node.dtype and item.device == self.copies[node.storage].device
         target = item if fits else torch.empty(0, dtype=node.dtype, device=self.copies[node.storage].device)
         target.set_(self.copies[node.storage].untyped_storage(), node.offset, node.size, node.stride)
         return target
 
-    def _branch(self, node: _Branch, item: Any, path: str) -> Any:
-        if type(item) is not node.kind or id(node) in self._done:
+    def _branch(self, node: Branch, item: Any, path: str) -> Any:
+        if id(node) in self._done or (item is not ABSENT and type(item) is not node.kind):
             return item
         self._done.add(id(node))
-        children = dict(_children(item) or ())
-        found = {key: self.put(child, children.get(key, _ABSENT), f"{path}.{key}") for key, child in node.children.items()}
-        found = {key: value for key, value in found.items() if value is not _ABSENT}
-        if isinstance(item, tuple):
-            values = list(found.values())
-            return item if all(a is b for a, b in zip(values, item, strict=False)) else _tuple_of(type(item), values)
-        if isinstance(item, (list, deque)):
-            item.clear()
-            item.extend(found.values())
-        elif isinstance(item, dict):
-            item.clear()
-            item.update(found)
-        else:
-            for name, value in found.items():
-                if value is not children.get(name, _ABSENT):
-                    object.__setattr__(item, name, value)
-        return item
+        if item is ABSENT:
+            return self._made(node, path)
+        children = dict(children_of(item) or ())
+        if not self._are_places_moved(node, item, children, path):
+            return item
+        if self._are_bounds(node, children) and all(self._spend(path, "int") for _ in children):
+            return _filled(item, {key: number.value for key, number in node.children.items()}, children)
+        found = {key: self.put(child, children.get(key, ABSENT), f"{path}.{key}") for key, child in node.children.items()}
+        return _filled(item, {key: value for key, value in found.items() if value is not ABSENT}, children)
+
+    def _made(self, node: Branch, path: str) -> Any:
+        """A container or an object that the other cache has no match for: one of a list that the text makes longer."""
+        if not self._spend(path, node.kind.__name__):
+            return ABSENT
+        found = {key: self.put(child, ABSENT, f"{path}.{key}") for key, child in node.children.items()}
+        found = {key: value for key, value in found.items() if value is not ABSENT}
+        if issubclass(node.kind, tuple):
+            return _tuple_of(node.kind, list(found.values())) if len(found) == len(node.children) else ABSENT
+        try:
+            return _filled(node.kind.__new__(node.kind), found, {})
+        except TypeError:  # a kind that is not made without arguments
+            return ABSENT
+
+    def _are_places_moved(self, node: Branch, item: Any, children: Mapping[Any, Any], path: str) -> bool:
+        """Other keys are as many things that are said; another length of a list is one."""
+        if isinstance(item, Mapping):
+            return all(self._spend(path, "key") for _ in node.children.keys() ^ children.keys())
+        return len(node.children) == len(children) or self._spend(path, "length")
+
+
+def _filled(item: Any, found: Mapping[Any, Any], children: Mapping[Any, Any]) -> Any:
+    """A container or an object that holds what was ``found`` instead of its ``children``."""
+    if isinstance(item, tuple):
+        values = list(found.values())
+        is_same = len(values) == len(item) and all(a is b for a, b in zip(values, item, strict=True))
+        return item if is_same else _tuple_of(type(item), values)
+    if isinstance(item, (list, deque)):
+        item.clear()
+        item.extend(found.values())
+    elif isinstance(item, dict):
+        item.clear()
+        item.update(found)
+    else:
+        for name, value in found.items():
+            if value is not children.get(name, ABSENT):
+                object.__setattr__(item, name, value)
+    return item
 
 
 def _tuple_of(kind: type, values: list[Any]) -> Any:
@@ -262,4 +240,4 @@ def _tuple_of(kind: type, values: list[Any]) -> Any:
 
 def _is_plain(value: Any) -> bool:
     """Whether it may well be the same for every prompt."""
-    return value is None or isinstance(value, (bool, str, *SHARED, *CODE))
+    return value is None or isinstance(value, (bool, str, torch.nn.Module, *SHARED, *CODE))
