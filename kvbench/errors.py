@@ -20,6 +20,7 @@ Every message says what happened and where; ``hint`` is the next command to try.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -128,6 +129,26 @@ class RunBusy(KvbenchError):
     """Another process is writing this run."""
 
     exit_code = ExitCode.BUSY
+
+
+TOLD_MOST = 1000
+"""Characters of an error that are told; a log has the rest."""
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def told(error: BaseException) -> str:
+    """The first line of whatever others' code raised, fit for a file; empty if it says nothing."""
+    first = next(iter(text_of(error).strip().splitlines()), "")
+    short = first if len(first) <= TOLD_MOST else f"{first[:TOLD_MOST]} …"
+    return _HALVES.sub("\ufffd", short)
+
+
+def text_of(error: BaseException) -> str:
+    """``str(error)``, of an error that cannot say so too."""
+    try:
+        return str(error)
+    except Exception:
+        return "no message can be had of it"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, field, fields
 from typing import Any
 
-from kvbench.errors import KvbenchError, UnknownName, UsageError
+from kvbench.errors import KvbenchError, UnknownName, UsageError, told
 from kvbench.spec import NamedSpec, ParamValue
 
 
@@ -53,8 +53,9 @@ def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
         raise UsageError(f"{kind} '{spec.label}': {error}", hint=f"kvbench list {kind}s") from error
     except KvbenchError:
         raise
-    except Exception as error:  # a plug-in's own, or a parameter without a default that was not given
-        raise UsageError(f"{kind} '{spec.label}' cannot be built: {type(error).__name__}: {error}", hint=f"kvbench list {kind}s") from error
+    except (Exception, SystemExit) as error:  # a plug-in's own, or a parameter without a default that was not given
+        said = f"{type(error).__name__}: {told(error)}"
+        raise UsageError(f"{kind} '{spec.label}' cannot be built: {said}", hint=f"kvbench list {kind}s") from error
 
 
 def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any, kind: str) -> ParamValue:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kvbench.errors import KvbenchError, ResultError
+from kvbench.errors import KvbenchError, ResultError, UsageError, told
 
 
 @contextmanager
@@ -23,9 +23,11 @@ def figures_of(file: object, hint: str = "kvbench run writes a new one") -> Iter
     """
     try:
         yield
+    except UsageError as error:  # what the file asks for: an evaluator that is not there, a parameter that cannot be
+        raise ResultError(f"{file}: {error.message}", hint=error.hint or hint) from error
     except (KvbenchError, OSError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = "".join(f", {note}" for note in getattr(error, "__notes__", ())[:1])
-        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        what = f"{type(error).__name__}: {told(error) or 'no message'}"
         raise ResultError(f"{file}{place}: figures cannot be made of what it holds ({what})", hint=hint) from error

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from kvbench.errors import UnknownName, UsageError
+from kvbench.errors import KvbenchError, UnknownName, UsageError, text_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -196,6 +196,24 @@ def scan(group: str) -> tuple[list[EntryPoint], list[Broken]]:
     return points, unread
 
 
+@contextmanager
+def asking(whom: str, hint: str) -> Iterator[None]:
+    """What others' code raises in this block as an error of who named it.
+
+    Args:
+        whom: ``evaluator 'mine'``.
+
+    Raises:
+        UsageError: says whose it is. Errors of kvbench's own tree pass as they are.
+    """
+    try:
+        yield
+    except KvbenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{whom} broke while it was checked: {reason(error)}", hint=hint) from error
+
+
 def source(point: EntryPoint) -> str:
     """Whose it is: ``package kvbench-mine 0.1 (mine:Mine)``."""
     return f"package {point.dist.name} {point.dist.version} ({point.value})" if point.dist else point.value
@@ -203,15 +221,8 @@ def source(point: EntryPoint) -> str:
 
 def reason(error: BaseException) -> str:
     """One line of whatever was raised."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in _said(error)).split())[:_REASON_LENGTH]
+    text = " ".join("".join(c if c.isprintable() else " " for c in text_of(error)).split())[:_REASON_LENGTH]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "no message can be had of it"
 
 
 def _is_own(point: EntryPoint) -> bool:

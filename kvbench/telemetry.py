@@ -53,7 +53,10 @@ def cuda_indices(device: str | None) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Resident memory of a process and its children, bytes; ``None`` if it is gone."""
+    """Resident memory of a process and what its children have beside it, bytes; ``None`` if it is gone.
+
+    A fork shares its parent's pages until one of them writes: they are counted once.
+    """
     import psutil
 
     try:
@@ -62,14 +65,14 @@ def resident_bytes(pid: int) -> int | None:
         children = process.children(recursive=True)
     except psutil.Error:
         return None
-    return total + sum(_rss(child) for child in children)
+    return total + sum(_own(child) for child in children)
 
 
-def _rss(process: Any) -> int:
+def _own(process: Any) -> int:
     import psutil
 
     try:
-        return int(process.memory_info().rss)
+        return int(process.memory_full_info().uss)
     except psutil.Error:
         return 0
 

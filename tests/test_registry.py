@@ -12,10 +12,10 @@ from stub_fixtures import forget_registries, stub_spec, stubbed  # noqa: F401
 from kvbench import events as ev
 from kvbench.cli import main
 from kvbench.engine import start
-from kvbench.engine.plan import complete
+from kvbench.engine.plan import complete, plan
 from kvbench.errors import UsageError
 from kvbench.methods.base import METHODS, expand
-from kvbench.spec import MethodSpec
+from kvbench.spec import EvaluatorSpec, MethodSpec
 
 METHOD = """
 from dataclasses import dataclass, field
@@ -53,6 +53,7 @@ CANNOT_LOAD = {
 CANNOT_BE_BUILT = {
     "needs_a_value": (method("needs_a_value", "k: int = field(kw_only=True)"), "missing 1 required"),
     "breaks_when_built": (method("breaks_when_built", "def __post_init__(self): raise ZeroDivisionError('no')"), "ZeroDivisionError"),
+    "exits_when_built": (method("exits_when_built", "def __post_init__(self): raise SystemExit(4)"), "SystemExit: 4"),
     "has_bad_variants": (method("has_bad_variants", "variants: ClassVar = ('has_bad_variants:nope=1',)"), "unknown parameter"),
 }
 
@@ -170,6 +171,38 @@ def test_evaluators_are_treated_alike(install: Install, capsys: pytest.CaptureFi
     assert [len(entries[name]) for name in ("essential", "perplexity")] == [2, 2]
     assert main(["run", "--dry-run", "--methods", "knorm", "--evals", "essential"]) == 0
     assert main(["run", "--dry-run", "--methods", "knorm", "--evals", "broken_one"]) == 2
+
+
+EVALUATOR = """
+from dataclasses import dataclass
+from typing import ClassVar
+from kvbench.evaluators.base import Evaluator
+from kvbench.state import Unit
+@dataclass(frozen=True)
+class M(Evaluator):
+    name: ClassVar[str] = "mine"
+    title: ClassVar[str] = "A plug-in"
+    def check(self, spec): {check}
+    def units(self, spec, methods): {units}
+"""
+PLANS = {
+    "checks": ("raise RuntimeError('no')", "return []", "RuntimeError: no"),
+    "exits": ("raise SystemExit(0)", "return []", "SystemExit: 0"),
+    "nothing": ("pass", "return None", "TypeError"),
+    "no units": ("pass", "return ['mine/0']", "str where a unit"),
+    "twice": ("pass", "return [Unit('mine/0', 'mine', 0, tuple(methods), 1)] * 2", "planned already"),
+    "another's": ("pass", "return [Unit('a/0', 'audit', 0, tuple(methods), 1)]", "of another evaluator"),
+    "no row": ("pass", "return [Unit('mine/0', 'mine', 0, ('ghost',), 1)]", "not in this run"),
+}
+
+
+@pytest.mark.parametrize("what", PLANS)
+def test_an_evaluator_that_cannot_plan_is_an_error_of_who_named_it(what: str, install: Install) -> None:
+    check, units, why = PLANS[what]
+    install("mine", EVALUATOR.format(check=check, units=units), group="kvbench.evaluators", package=f"plans-{[*PLANS].index(what)}")
+    spec = complete(stub_spec().with_changes(evaluators=(EvaluatorSpec("mine"),)))
+    with pytest.raises(UsageError, match=f"evaluator 'mine' broke .*{why}"):
+        plan(spec)
 
 
 def test_a_cancel_is_no_plug_ins_failure(install: Install) -> None:

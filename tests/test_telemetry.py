@@ -101,6 +101,17 @@ def test_without_nvml_there_are_no_gpu_figures(monkeypatch: pytest.MonkeyPatch) 
     assert telemetry.device_name("cpu") == telemetry.cpu_name() != ""
 
 
+def test_resident_memory_counts_what_a_fork_shares_once() -> None:
+    code = "import os, sys\nblock = bytearray(96 << 20)\nif os.fork():\n    print('ready', flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        both = resident_bytes(process.pid)
+        process.communicate("\n\n")
+    assert both is not None
+    assert 96 << 20 < both < 160 << 20
+
+
 def test_resident_memory_counts_children_and_ends_with_them() -> None:
     command = [sys.executable, "-c", "block = bytearray(64 << 20); print('ready', flush=True); input()"]
     alone = resident_bytes(os.getpid())

@@ -12,7 +12,7 @@ from importlib import import_module
 import click
 
 from kvbench.displays.streams import prepare, put, settle, talk
-from kvbench.errors import ExitCode, KvbenchError, ResourceError, UnknownName, UsageError
+from kvbench.errors import ExitCode, KvbenchError, ResourceError, UnknownName, UsageError, told
 
 COMMANDS = {
     "run": "Compare compression methods on a model and a text.",
@@ -105,7 +105,7 @@ def _called(argv: Sequence[str] | None) -> int:
         return _unexpected(error)
     except MemoryError:
         return _tell(ResourceError("there is not enough memory for this", hint="a smaller question, or a machine with more"))
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:  # a plug-in's sys.exit too: no code of its own is ours
         return _unexpected(error)
 
 
@@ -125,12 +125,12 @@ def _tell(error: KvbenchError) -> int:
     return int(error.exit_code)
 
 
-def _unexpected(error: Exception) -> int:
+def _unexpected(error: BaseException) -> int:
     """One line for the user; the traceback goes where it can be found."""
     import tempfile
     import traceback
 
-    first = (str(error).strip() or "no message").splitlines()[0]
+    first = told(error) or "no message"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="kvbench-", suffix=".log", delete=False, encoding="utf-8", errors="replace") as file:
             traceback.print_exception(error, file=file)

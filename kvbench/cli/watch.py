@@ -11,8 +11,8 @@ from kvbench.cli.following import conclude, resume_command
 from kvbench.displays.base import choose
 from kvbench.displays.streams import talk
 from kvbench.engine import start
-from kvbench.engine.journal import find_run
-from kvbench.errors import ExitCode
+from kvbench.engine.journal import EVENTS, find_run
+from kvbench.errors import ExitCode, ResultError
 
 
 @click.command()
@@ -25,6 +25,8 @@ def watch(run: str, output_dir: Path, display: str) -> int:
     RUN is a run's folder or its name under --output-dir. Leaving (q, or Ctrl-C) does not end the run.
     """
     folder, shown = find_run(run, output_dir), choose(display)
+    if folder.result.exists() and not (folder.path / EVENTS).exists():
+        raise ResultError(f"{folder.path} has a result and no journal to follow", hint=f"kvbench show {folder.path}")
     live = folder.is_alive()
     try:
         outcome = shown.watch(folder, live=live)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvbench.engine.room import is_out_of_memory
-from kvbench.errors import KvbenchError, ResourceError, RunFailed
+from kvbench.errors import KvbenchError, ResourceError, RunFailed, told
 
 
 def not_finite(data: Any, name: str = "value") -> str | None:
@@ -24,15 +24,15 @@ def not_finite(data: Any, name: str = "value") -> str | None:
     return name if isinstance(data, float) and not math.isfinite(data) else None
 
 
-def classify(error: Exception) -> tuple[str, str]:
+def classify(error: BaseException) -> tuple[str, str]:
     """(kind, one line): ``out of memory``, ``not finite`` or the exception's own name."""
-    first = (str(error).strip() or "no message").splitlines()[0]
+    first = told(error) or "no message"
     if is_out_of_memory(error):
         return "out of memory", first
     if isinstance(error, FloatingPointError):
         return "not finite", first
     if isinstance(error, KvbenchError):
-        return type(error).__name__, error.message
+        return type(error).__name__, first
     return type(error).__name__, f"{type(error).__name__}: {first}"
 
 
@@ -44,12 +44,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def cannot_open(error: Exception) -> KvbenchError:
+def cannot_open(error: BaseException, what: str = "the model") -> KvbenchError:
     """Trying again would end the same way, so this ends the run."""
     if isinstance(error, KvbenchError):
         return error
     traceback.print_exc()
     kind, text = classify(error)
     if kind == "out of memory":
-        return ResourceError(f"out of memory while the model was loaded: {text}", hint="use a smaller --model, or another --device")
-    return RunFailed(f"the model could not be prepared: {text}", hint="the run's run.log has the traceback")
+        return ResourceError(f"out of memory while {what} was prepared: {text}", hint="use a smaller --model, or another --device")
+    return RunFailed(f"{what} could not be prepared: {text}", hint="the run's run.log has the traceback")

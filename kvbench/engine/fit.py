@@ -7,6 +7,7 @@ from typing import Any
 
 from kvbench.errors import UsageError
 from kvbench.methods.base import Method, objections
+from kvbench.registry import asking
 from kvbench.shape import Shape, check_supported
 from kvbench.spec import RunSpec
 from kvbench.summary import evaluators_of
@@ -18,7 +19,8 @@ def check_fit(spec: RunSpec, methods: Mapping[str, Method], config: Any, shape: 
     check_supported(config, length)
     limit = shape.max_positions
     for evaluator in evaluators_of(spec):
-        evaluator.check_length(spec, limit)
+        with asking(f"evaluator '{evaluator.name}'", "kvbench list evaluators"):
+            evaluator.check_length(spec, limit)
     if limit and length > limit:
         raise UsageError(
             f"context {spec.context} + continuation {spec.continuation} is beyond this model's {limit} positions",

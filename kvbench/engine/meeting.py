@@ -51,7 +51,7 @@ def _meet_budget(spec: MethodSpec, session: Session, scale: PromptScale, unit: U
 
     try:
         found = solve(spec, session.spec, session.loaded.shape, scale)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         traceback.print_exc()
         kind, text = classify(error)
         failed.add(spec.label)

@@ -18,6 +18,8 @@ from kvbench.errors import ExitCode, ResultError
 
 LINE_MOST = 16 << 20
 """Bytes of a line that are kept while its end has not come: many times the longest event."""
+EVENT_MOST = LINE_MOST - 1024
+"""Bytes of an event, for which there is always room in a line."""
 JUNK_TOLD = 5
 """Lines of junk from one worker that have a note of their own."""
 PIPE_LOST = 74
@@ -36,10 +38,18 @@ class Sender:
         self._owner, self._file = os.getpid(), _identity(fd)
 
     def send(self, event: ev.Event) -> None:
+        """Tell an event.
+
+        Raises:
+            TypeError, ValueError: it holds what no line can, or too much; nothing was sent.
+        """
         if os.getpid() != self._owner:  # a fork of the worker that went on as if it were the worker
             os._exit(ExitCode.INTERNAL)
+        text = ev.encode(event)  # before it has a number: one that cannot be written is no hole
+        if len(text) > EVENT_MOST:
+            raise ValueError(f"{len(text):,} bytes are more than one event may have ({EVENT_MOST:,})")
         self._number += 1
-        line = memoryview(b"\n%b %d %b" % (self._mark, self._number, ev.encode(event)))
+        line = memoryview(b"\n%b %d %b" % (self._mark, self._number, text))
         try:
             while line:
                 if _identity(self._fd) != self._file:

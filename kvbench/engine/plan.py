@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kvbench import suites
 from kvbench.errors import CorpusError, UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator
+from kvbench.registry import asking
 from kvbench.shape import Config, shape_of
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 from kvbench.state import RunState, Unit
@@ -84,8 +85,31 @@ def plan(spec: RunSpec, config: Config | None = None) -> Plan:
         _check(spec, evaluator)
     if any(evaluator.needs_text for evaluator in evaluators):
         _check_corpus(spec)
-    units = [unit for evaluator in evaluators for unit in evaluator.units(spec, list(methods))]
-    return Plan(spec, methods, units)
+    return Plan(spec, methods, units_of(evaluators, spec, list(methods)))
+
+
+def units_of(evaluators: Sequence[Evaluator], spec: RunSpec, labels: Sequence[str]) -> list[Unit]:
+    """The work of all of them, in order.
+
+    Raises:
+        UsageError: one that is another's plans what cannot be done.
+    """
+    found: dict[str, Unit] = {}
+    for evaluator in evaluators:
+        with asking(f"evaluator '{evaluator.name}'", "kvbench list evaluators"):
+            for unit in evaluator.units(spec, labels):
+                _check_unit(unit, evaluator, labels)
+                if unit.id in found:
+                    raise ValueError(f"it plans unit '{unit.id}', which is planned already")
+                found[unit.id] = unit
+    return list(found.values())
+
+
+def _check_unit(unit: Unit, evaluator: Evaluator, labels: Sequence[str]) -> None:
+    if not isinstance(unit, Unit):
+        raise TypeError(f"it plans {type(unit).__name__} where a unit should be")
+    if unit.evaluator != evaluator.name or not set(unit.methods) <= set(labels):
+        raise ValueError(f"its unit '{unit.id}' is of another evaluator, or of methods that are not in this run")
 
 
 def laid_out(spec: RunSpec) -> tuple[list[Unit], list[str]]:
@@ -95,7 +119,7 @@ def laid_out(spec: RunSpec) -> tuple[list[Unit], list[str]]:
         UsageError: an evaluator that is not there any more.
     """
     labels = sorted((m.label for m in spec.methods), key=lambda label: label != BASELINE)
-    return [unit for evaluator in all_evaluators(spec) for unit in evaluator.units(spec, labels)], labels
+    return units_of(all_evaluators(spec), spec, labels), labels
 
 
 def resolve_methods(spec: RunSpec, budgets: Mapping[str, BudgetSolved] | None = None) -> dict[str, Method]:
@@ -162,7 +186,8 @@ def _check(spec: RunSpec, evaluator: Evaluator) -> None:
             f"evaluator '{evaluator.name}' cannot follow protocol '{spec.protocol}' (it can: {', '.join(evaluator.protocols)})",
             hint=f"--protocol {evaluator.protocols[0]}, or other --evals",
         )
-    evaluator.check(spec)
+    with asking(f"evaluator '{evaluator.name}'", "kvbench list evaluators"):
+        evaluator.check(spec)
 
 
 def units_left(state: RunState) -> list[Unit]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kvbench.errors import text_of
+
 if TYPE_CHECKING:
     from kvbench.engine.session import Session
 
@@ -19,7 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that memory ran out, whichever library says so."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _SAID)
+    return isinstance(error, RuntimeError) and any(text in text_of(error) for text in _SAID)
 
 
 def attempt(session: Session, action: Callable[[], None]) -> MemoryError | None:

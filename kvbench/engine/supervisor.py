@@ -26,7 +26,7 @@ from kvbench.engine.child import Child
 from kvbench.engine.journal import SCHEMA, Journal, RunFolder
 from kvbench.engine.limits import Flight, Limits
 from kvbench.engine.plan import plan, units_left
-from kvbench.errors import ExitCode, KvbenchError, ResultError
+from kvbench.errors import ExitCode, KvbenchError, ResultError, told
 from kvbench.evaluators.base import BASELINE
 from kvbench.state import RunState, apply, replay
 from kvbench.telemetry import Sampler
@@ -79,7 +79,7 @@ class Supervisor:
     def fail(self, error: BaseException) -> None:
         """Journal an error of the supervisor's own."""
         known = error if isinstance(error, KvbenchError) else None
-        text = known.message if known else f"{type(error).__name__}: {error} (traceback in {self.folder.log.name})"
+        text = known.message if known else f"{type(error).__name__}: {told(error)} (traceback in {self.folder.log.name})"
         code = known.exit_code if known else ExitCode.INTERNAL
         self._write(ev.RunFailed(time.time(), text, known.hint if known else None, int(code)))
 
@@ -255,7 +255,7 @@ def main(argv: list[str]) -> int:
             signal.signal(number, supervisor.request_stop)
         try:
             supervisor.run()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # evaluators make figures here, and may be others' code
             traceback.print_exc()
             supervisor.fail(error)
     return supervisor.state.exit_code or 0

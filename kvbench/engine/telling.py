@@ -10,11 +10,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
+
 from kvbench import events as ev
 from kvbench.engine.failures import classify, free_memory, not_finite
 from kvbench.engine.pipe import Sender
 from kvbench.errors import RunFailed
 from kvbench.evaluators.base import BASELINE, UnitContext
+from kvbench.schema import check_record
 from kvbench.state import Unit
 
 STAGE_EVERY = 0.5
@@ -51,10 +54,14 @@ class Context(UnitContext):
         self._emit(ev.MethodStarted(time.time(), self._unit.id, method))
 
     def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
+        if not isinstance(key, str):
+            raise TypeError(f"a record's key is a text, not {type(key).__name__}")
         broken = not_finite(data)
         if broken:
             raise FloatingPointError(f"{broken} is not a finite number ({self._unit.evaluator}, {key})")
-        self._tell(ev.RecordMade(time.time(), self._unit.id, self._unit.evaluator, method, key, dict(data)))
+        plain = orjson.loads(orjson.dumps(dict(data), option=orjson.OPT_SERIALIZE_NUMPY))
+        check_record(self._unit.evaluator, plain)  # what no reader would take must not be written
+        self._tell(ev.RecordMade(time.time(), self._unit.id, self._unit.evaluator, method, key, plain))
 
     def audited(self, method: str, label: str, checks: Mapping[str, Any]) -> None:
         self._tell(ev.AuditRecorded(time.time(), method, label, dict(checks)))
@@ -76,7 +83,7 @@ class Context(UnitContext):
             return False
         try:
             action()
-        except Exception as error:
+        except BaseException as error:  # sys.exit too; Ctrl-C never comes here (SIGINT is ignored)
             traceback.print_exc()
             kind, text = classify(error)
         else:

@@ -61,7 +61,7 @@ def work(state: RunState, emit: Emitter, apart: Set[str] = frozenset()) -> None:
     started = time.time()
     try:
         session = Session.open(spec, methods, emit.stage)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise cannot_open(error) from error
     try:
         _tell_facts(session, emit, started)
@@ -84,10 +84,10 @@ def _prepare(evaluators: Sequence[Evaluator], session: Session, emit: Emitter) -
     for evaluator in evaluators:
         try:
             facts = evaluator.prepare(session, emit.stage)
-        except Exception as error:
-            raise cannot_open(error) from error
-        if facts:
-            emit(ev.EvaluatorPrepared(time.time(), evaluator.name, dict(facts)))
+            if facts:
+                emit(ev.EvaluatorPrepared(time.time(), evaluator.name, dict(facts)))
+        except (Exception, SystemExit) as error:
+            raise cannot_open(error, f"evaluator '{evaluator.name}'") from error
 
 
 def _tell_facts(session: Session, emit: Emitter, started: float) -> None:

@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 from typing import Any
 
 from kvbench.budgets import Budget, parse_budgets
-from kvbench.errors import KvbenchError, UsageError
+from kvbench.errors import UsageError
 from kvbench.methods.method import Eviction, Method
 from kvbench.parameters import build, check_window, must_divide, param
-from kvbench.registry import Broken, Registry, reason
+from kvbench.registry import Broken, Registry, asking, reason
 from kvbench.spec import MethodSpec, ParamValue, RunSpec, split_list
 
 __all__ = [
@@ -177,14 +177,11 @@ def objections(label: str) -> Iterator[None]:
     Raises:
         UsageError: names the method.
     """
-    try:
-        yield
-    except KvbenchError:
-        raise
-    except ValueError as error:
-        raise refuse(label, error) from error
-    except Exception as error:
-        raise UsageError(f"method '{label}' broke while it was checked: {reason(error)}", hint=f"kvbench verify {label}") from error
+    with asking(f"method '{label}'", f"kvbench verify {label}"):
+        try:
+            yield
+        except ValueError as error:
+            raise refuse(label, error) from error
 
 
 def refuse(spec: MethodSpec | str, error: ValueError) -> UsageError:
