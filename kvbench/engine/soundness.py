@@ -23,6 +23,8 @@ from kvbench.state import Unit
 LATEST = 1e11
 """Seconds since the epoch beyond which no event happens (the year 5138)."""
 AUDIT = "audit"
+_PASSED_ON = frozenset({ev.MethodStarted, ev.TelemetrySampled, ev.NoteWritten, ev.WorkerStarted, ev.StageEntered})
+"""Kinds of events on which nothing here depends, and in which types say all."""
 
 
 class Unsound(ValueError):
@@ -81,8 +83,8 @@ class Inspector:
         self._touched |= self._open
         self._unproven |= self._begun - self._done - self._open
 
-    def take(self, line: int, event: ev.Event) -> Iterator[ev.Event]:
-        """The event, with what has to be told before it; nothing in its place if it cannot be.
+    def take(self, line: int, event: ev.Event, sound: list[ev.Event]) -> None:
+        """Add the event to ``sound``, with what has to be told before it; nothing in its place if it cannot be.
 
         Raises:
             ResultError: the plan is lost and cannot be made again.
@@ -92,15 +94,15 @@ class Inspector:
         except Unsound as error:
             self.lose(line, str(error))
             return
-        if self.damaged and not self.has_plan and not isinstance(event, ev.RunStarted):
-            made = self.plan_again(event.at)
-            self._note(made)
-            yield made
+        if self.damaged:
+            if not self.has_plan and not isinstance(event, ev.RunStarted):
+                made = self.plan_again(event.at)
+                self._note(made)
+                sound.append(made)
+            self._at = event.at
+            sound.extend(self.tell())
         self._at = event.at
-        yield from self.tell()
-        followed = self._note(event)
-        if followed is not None:
-            yield followed
+        sound.append(self._note(event))
 
     def tell(self) -> Iterator[ev.Event]:
         """A note on the lines that were lost since the last one, once there is a plan."""
@@ -109,9 +111,17 @@ class Inspector:
             self._told_of = len(self.damaged)
             yield ev.NoteWritten(self._at, f"{_lines(fresh)} of the journal cannot be read and left out: {self._reason}", "error")
 
-    def _note(self, event: ev.Event) -> ev.Event | None:
+    def _note(self, event: ev.Event) -> ev.Event:
         """Follow what is going on; the event, or what stands in its place."""
-        self._known.add(type(event))
+        kind = type(event)
+        self._known.add(kind)
+        if kind is ev.RecordMade or kind is ev.MethodFailed:
+            self._facts[event.unit] += 1  # type: ignore[attr-defined]
+        elif kind not in _PASSED_ON:  # what is left is rare: a large journal is mostly the kinds above
+            return self._followed(event)
+        return event
+
+    def _followed(self, event: ev.Event) -> ev.Event:
         match event:
             case ev.RunStarted(spec=spec, units=units, methods=methods):
                 self._units = {u["id"]: msgspec.convert(u, Unit) for u in units}
@@ -127,8 +137,6 @@ class Inspector:
                 self._open.add(unit)
                 self._begun.add(unit)
                 self._facts[unit] = 0
-            case ev.RecordMade(unit=unit) | ev.MethodFailed(unit=unit):
-                self._facts[unit] += 1
             case ev.AuditRecorded():
                 self._facts.update(unit for unit in self._open if self._units[unit].evaluator == AUDIT)
             case ev.UnitFinished():
@@ -172,7 +180,8 @@ class Inspector:
         if not 0 <= event.at < LATEST:
             raise Unsound(f"a time of {event.at}")
         try:
-            self._check_content(event)
+            if type(event) not in _PASSED_ON:
+                self._check_content(event)
         except (KvbenchError, msgspec.ValidationError) as error:
             raise Unsound(str(error)) from error
         unit, method = getattr(event, "unit", None), getattr(event, "method", None)
@@ -185,6 +194,10 @@ class Inspector:
 
     def _check_content(self, event: ev.Event) -> None:
         match event:
+            case ev.RecordMade(unit=unit, evaluator=evaluator, data=data):  # first, since most are
+                if unit in self._units and self._units[unit].evaluator != evaluator:
+                    raise Unsound(f"a record of {evaluator!r} in {unit}")
+                check_record(evaluator, data)
             case ev.RunStarted():
                 if self.has_plan:
                     raise Unsound("a second plan")
@@ -195,10 +208,6 @@ class Inspector:
                 check_corpus(corpus)
             case ev.EnvironmentRecorded(environment=environment):
                 check_environment(environment)
-            case ev.RecordMade(unit=unit, evaluator=evaluator, data=data):
-                if unit in self._units and self._units[unit].evaluator != evaluator:
-                    raise Unsound(f"a record of {evaluator!r} in {unit}")
-                check_record(evaluator, data)
             case ev.AuditRecorded(audit=audit):
                 check_audit(audit)
             case ev.BudgetSolved(target_bytes=target, stored_bytes=stored, baseline_bytes=baseline) if (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from kvbench import events as ev
@@ -48,11 +48,14 @@ class Tail:
             raise ResultError(f"{self._path} cannot be read: {error.strerror}", hint="start a new run") from error
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
+        found: list[ev.Event] = []
         with uncollected():
-            found = [event for line in whole.split(b"\n")[:-1] for event in self._read(line)]
-        return [*found, *self._inspector.tell()]
+            for line in whole.split(b"\n")[:-1]:
+                self._read(line, found)
+        found.extend(self._inspector.tell())
+        return found
 
-    def _read(self, line: bytes) -> Iterator[ev.Event]:
+    def _read(self, line: bytes, found: list[ev.Event]) -> None:
         self._lines += 1
         try:
             event = ev.decode(line if self._lines > 1 else without_mark(line))
@@ -61,7 +64,7 @@ class Tail:
             return
         if isinstance(event, ev.RunStarted) and event.schema != SCHEMA:
             raise ResultError(f"{self._path} has journal schema {event.schema}; this kvbench reads {SCHEMA}", hint="start a new run")
-        yield from self._inspector.take(self._lines, event)
+        self._inspector.take(self._lines, event, found)
 
     def _first_event(self, at: float) -> ev.RunStarted:
         """The plan again, where its line is lost.
