@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvbench.devices import check_memory, choose_cache_dtype, choose_dtype, resolve_device
-from kvbench.errors import KvbenchError, ModelError, ResourceError
+from kvbench.errors import KvbenchError, ModelError, ResourceError, told
 from kvbench.gguf.early import refuse_early
 from kvbench.outline import check_attention, outline_of, weight_bytes
 from kvbench.random_weights import build_random
@@ -209,11 +209,10 @@ def _load_errors(spec: ModelSpec) -> Iterator[None]:
     except KvbenchError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(f"'{spec.id}' does not fit: {_first_line(error)}", hint="use a smaller --model or --dtype bfloat16") from error
+        raise ResourceError(
+            f"'{spec.id}' does not fit: {told(error) or type(error).__name__}", hint="use a smaller --model or --dtype bfloat16"
+        ) from error
     except Exception as error:
-        raise ModelError(f"'{spec.id}' cannot be loaded: {_first_line(error)}", hint="check --model, or fetch it again") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise ModelError(
+            f"'{spec.id}' cannot be loaded: {told(error) or type(error).__name__}", hint="check --model, or fetch it again"
+        ) from error

@@ -27,7 +27,7 @@ from kvbench.caches.layer import LayerContext, Restored, TokenView
 from kvbench.caches.ledger import Part, reachable_tensors
 from kvbench.caches.needs import Needs
 from kvbench.caches.rope import Rope
-from kvbench.errors import UsageError
+from kvbench.errors import UsageError, told
 
 EVERY_QUERY = 1 << 30
 """A window that no prompt outgrows."""
@@ -89,7 +89,7 @@ class Press:
         try:
             self.inner.post_init_from_model(model)
         except REFUSALS as error:
-            text = f"{self.name} cannot be made ready for this model: {_first_line(error)}"
+            text = f"{self.name} cannot be made ready for this model: {told(error) or type(error).__name__}"
             raise UsageError(text, hint="use a press that needs no tensors of its own, for example kvpress:SnapKVPress") from error
         models = [value for value in vars(self.inner).values() if isinstance(value, nn.Module)]
         self.weights = [*reachable_tensors(self.inner), *(weight for held in models for weight in held.parameters())]
@@ -110,7 +110,7 @@ class Press:
             try:
                 keys, values = self.inner.compress(module, hidden, keys, values, attention, _call_facts(hidden, rope))
             except REFUSALS as error:
-                text = f"{self.name} refuses a prompt of {prompt.seen} tokens: {_first_line(error)}"
+                text = f"{self.name} refuses a prompt of {prompt.seen} tokens: {told(error) or type(error).__name__}"
                 raise UsageError(text, hint="use another --context or other parameters of the press") from error
             return keys, values, _mask_of(getattr(module, MASKED), keys)
 
@@ -158,10 +158,6 @@ def _drawing(context: LayerContext, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(context.seed * 1_009 + context.index)
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _mask_of(indices: Any, keys: Tensor) -> Tensor | None:

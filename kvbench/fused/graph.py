@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import torch
 
+from kvbench.errors import told
+
 WARM_UPS = 2
 """Runs before recording: the first compiles kernels and makes library handles, the second shows what any later one does."""
 
@@ -64,7 +66,7 @@ class Graphs:
                 raise
             except RuntimeError as error:
                 _side_stream.cache_clear()  # the allocator may go on keeping that stream's memory apart
-                raise HostSync(_first_line(error)) from error
+                raise HostSync(told(error) or type(error).__name__) from error
         self._held.append(graph)
         return graph.replay
 
@@ -88,7 +90,7 @@ def _without_waiting(work: Callable[[], object]) -> None:
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
-        raise HostSync(_first_line(error)) from error
+        raise HostSync(told(error) or type(error).__name__) from error
     finally:
         torch.cuda.set_sync_debug_mode(mode)
 
@@ -97,7 +99,3 @@ def _without_waiting(work: Callable[[], object]) -> None:
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """One stream a device for warm-ups and recordings: a library's workspace is kept for each stream that was ever used."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench.errors import CorpusError, KvbenchError
+from kvbench.errors import CorpusError, KvbenchError, told
 from kvbench.harness.index import Entry, folders_of
 from kvbench.harness.mirrors import Found, example_split, find, scored_split
 from kvbench.hub import stop_asking
@@ -136,7 +136,7 @@ def _datasets(name: str, rows: Mapping[str, list[Config]]) -> dict[str, Any]:
         return {split: Dataset.from_list(of) for split, of in rows.items()}
     except Exception as error:  # Arrow's many kinds: a column that is a number in one row and text in another
         raise CorpusError(
-            f"the rows of task '{name}' do not form a table: {_first(error)}", hint="give every row the same columns"
+            f"the rows of task '{name}' do not form a table: {told(error) or 'no message'}", hint="give every row the same columns"
         ) from error
 
 
@@ -156,11 +156,7 @@ def _built(name: str, config: Config, source: Mapping[str, Any]) -> Task:
         if isinstance(error, ConnectionError):
             stop_asking()
         where = source.get("hub") or ", ".join(source.get("files", ())) or "what it makes"
-        raise CorpusError(f"task '{name}' cannot read {where}: {type(error).__name__}: {_first(error)}", hint=None) from error
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+        raise CorpusError(f"task '{name}' cannot read {where}: {type(error).__name__}: {told(error) or 'no message'}", hint=None) from error
 
 
 def tokenizer_folder(tokenizer: Any) -> Path:
