@@ -19,14 +19,30 @@ from kvbench.spec import ModelSpec
 COMMON = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 GROUPED = ("num_key_value_heads",)
 FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "apertus": (),
+    "arcee": (),
+    "bitnet": GROUPED,
     "gemma": (*GROUPED, "head_dim"),
+    "gpt_neox": (),
+    "granite": (),
+    "granitemoe": (),
     "llama": (),
     "mistral": (*GROUPED, "sliding_window"),
     "mixtral": (*GROUPED, "sliding_window"),
+    "olmo": (),
     "olmo2": (),
+    "olmoe": (),
+    "persimmon": (),
+    "phi": (),
     "phi3": ("sliding_window",),
+    "phimoe": (*GROUPED, "sliding_window"),
     "qwen2": GROUPED,
+    "qwen2_moe": GROUPED,
     "qwen3": (*GROUPED, "head_dim"),
+    "qwen3_moe": (*GROUPED, "head_dim"),
+    "seed_oss": (*GROUPED, "head_dim"),
+    "stablelm": GROUPED,
+    "starcoder2": (*GROUPED, "sliding_window"),
 }
 """Families whose code has the attention that kvbench replaces → keys without which transformers would fill in a number of the family's
 own; what else is missing means what it means to :mod:`kvbench.shape`."""

@@ -61,7 +61,7 @@ def read_json(file: Path) -> dict[str, Any]:
         ModelError: it cannot be read, or is no JSON object.
     """
     try:
-        found = orjson.loads(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        found = orjson.loads(file.read_bytes())  # with a mark at its head transformers reads none either
     except (OSError, orjson.JSONDecodeError) as error:
         raise ModelError(f"'{file}' cannot be read: {error}", hint="fetch the checkpoint again, whole") from error
     if not isinstance(found, dict):

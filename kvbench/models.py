@@ -5,7 +5,7 @@ Importing this module is cheap; torch and transformers are imported by the funct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -170,12 +170,25 @@ def _device_map(spec: ModelSpec, device: torch.device) -> Any:
 
 def _pretrained(source: Source, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Any:
     model, report = source.load_model(dtype=dtype, device_map=_device_map(spec, device))
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ModelError(f"'{spec.id}' lacks {len(missing)} weights, first {missing[0]}", hint="fetch the checkpoint again, whole")
+    _refuse_other_weights(spec, report)
     if any(p.device.type == "meta" or (device.type == "cuda" and p.device.type == "cpu") for p in model.parameters()):
         raise ResourceError(f"'{spec.id}' does not fit the GPUs: some layers would run from host memory", hint="use more GPUs")
     return model
+
+
+def _refuse_other_weights(spec: ModelSpec, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that holds another model than its config describes: what is hashed is what computes.
+
+    Raises:
+        ModelError: names the first weight that is lacking, of another shape, or of no use.
+    """
+    lacking, foreign = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    shapes = [f"{name} {[*stored]}, and its config says {[*wanted]}" for name, stored, wanted in sorted(report["mismatched_keys"])]
+    kinds = (("lacks", lacking, ""), ("has", shapes, " of another shape"), ("has", foreign, " that its config has no place for"))
+    for verb, names, what in kinds:
+        if names:
+            text = f"'{spec.id}' {verb} {len(names)} weights{what}, first {names[0]}"
+            raise ModelError(text, hint="fetch the checkpoint again, whole: config.json and weights of one model")
 
 
 def _info(spec: ModelSpec, source: Source | None, model: Any, shape: Shape, cache_dtype: torch.dtype) -> dict[str, Any]:

@@ -48,6 +48,8 @@ OTHER_ATTENTION: Mapping[str, str] = {
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 Config = Mapping[str, Any]
+MEASURED = "use a text model all of whose layers have plain softmax attention and one half-split rotation, such as Llama, Qwen2/3, Mistral or Phi-3"
+"""What can be measured, for those whose model cannot be."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def check_supported(config: Config | Any, length: int = 0) -> None:
 def refusal(config: Config, reason: str) -> UnsupportedModel:
     """The error that refuses a model for ``reason``."""
     text = f"model type '{_type(config)}' cannot be benchmarked: {reason}"
-    return UnsupportedModel(text, hint="use a decoder-only model with grouped-query attention, such as Llama, Qwen2/3, Mistral or Phi")
+    return UnsupportedModel(text, hint=MEASURED)
 
 
 def _type(config: Config) -> str:

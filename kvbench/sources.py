@@ -72,13 +72,12 @@ class Source:
             return kind.from_pretrained(self.folder, **_AS_DATA)
 
     def load_model(self, *, dtype: Any, device_map: Any) -> tuple[Any, dict[str, Any]]:
-        """The model, and what loading it found missing or unexpected."""
+        """The model, and what loading it found missing, unexpected or of another shape: the caller refuses those."""
         from transformers import AutoModelForCausalLM
 
         with self._own_code("config.json"):
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=dtype, device_map=device_map, output_loading_info=True, use_safetensors=True, **_AS_DATA
-            )
+            how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}  # they are reported, by name
+            model, report = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, device_map=device_map, **how, **_AS_DATA)
         return model, report if isinstance(report, dict) else vars(report)
 
     @contextmanager

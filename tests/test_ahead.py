@@ -85,6 +85,15 @@ def test_what_a_folder_lacks_or_is_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "said"), [("t.txt", "is not UTF-8"), ("t.jsonl", "line 1 is not JSON")])
+def test_a_text_that_cannot_be_read_is_refused(folder: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder.parent / name).write_bytes('{"text": "hello"}'.encode("utf-16"))
+    assert dry("--model", folder, "--methods", "int4", "--corpus", folder.parent / name) == 4
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert not shown.out
+
+
 def test_random_weights_need_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = put(tmp_path / "m", QWEN)
     assert main(["run", "--dry-run", "--model", str(folder), "--random-weights", "--evals", "memory", "--methods", "int8"]) == 0

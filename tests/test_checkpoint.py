@@ -14,6 +14,7 @@ import pytest
 from kvbench import weights
 from kvbench.checkpoint import CONVERT, INDEX, WHOLE, config_hash, weight_files
 from kvbench.errors import ModelError
+from kvbench.models import load_model
 from kvbench.sources import Source, find_source, local_source
 from kvbench.spec import ModelSpec
 
@@ -123,6 +124,32 @@ def test_what_is_hashed_is_what_is_loaded(tmp_path: Path, tiny_model: Callable[.
     assert "stray.safetensors" not in [file.name for file in files]
     loaded, _ = Source(tmp_path / "m").load_model(dtype=torch.float32, device_map=None)
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model.layers.0.self_attn.q_proj.extra_bias": (4,)}, "has 1 weights that its config has no place for, first .*extra_bias"),
+        ({"model.layers.1.mlp.up_proj.weight": (3, 3)}, r"has 1 weights of another shape, first .*up_proj.weight \[3, 3\]"),
+        ({"model.layers.1.mlp.up_proj.weight": None}, "lacks 1 weights, first .*up_proj.weight"),
+    ],
+)
+def test_weights_of_another_model_than_the_configs_are_refused(
+    tmp_path: Path, tiny_model: Callable[..., Any], change: dict[str, Any], said: str
+) -> None:
+    """A bias that nothing reads would be hashed, and its model never measured."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "m"
+    tiny_model("llama", torch.float32).save_pretrained(folder)
+    held = load_file(folder / WHOLE)
+    for name, shape in change.items():
+        held.pop(name, None)
+        held |= {name: torch.ones(shape)} if shape else {}
+    save_file(held, folder / WHOLE, {"format": "pt"})
+    with pytest.raises(ModelError, match=said):
+        load_model(ModelSpec(id=str(folder), device="cpu"), seed=0, progress=weights.silent)
 
 
 def test_a_pickle_is_converted_as_the_hint_says(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:

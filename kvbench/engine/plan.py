@@ -170,9 +170,12 @@ def _check_corpus(spec: RunSpec) -> None:
     from kvbench.corpora import CORPORA, open_text
 
     name = spec.corpus.name
-    open_text(name, spec.corpus.data_dir)
-    if name not in CORPORA and not Path(name).expanduser().is_file():
+    text = open_text(name, spec.corpus.data_dir)
+    if name in CORPORA:
+        return
+    if not Path(name).expanduser().is_file():
         raise CorpusError(f"corpus '{name}' is not there", hint="check --corpus")
+    text.at_least(1)  # refuses what is no UTF-8 or no JSON
 
 
 def _check(spec: RunSpec, evaluator: Evaluator) -> None:
