@@ -48,7 +48,7 @@ OTHER_ATTENTION: Mapping[str, str] = {
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
 LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 Config = Mapping[str, Any]
-MEASURED = "use a text model all of whose layers have plain softmax attention and one half-split rotation, such as Llama, Qwen2/3, Mistral or Phi-3"
+MEASURED = "use a text model whose layers all have plain softmax attention and the same half-split rotation: Llama, Qwen2/3, Mistral, Phi-3"
 """What can be measured, for those whose model cannot be."""
 
 

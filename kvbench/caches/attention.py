@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kvbench.caches.compat import register
+from kvbench.caches.compat import prompt_in_pieces, register
 from kvbench.caches.layer import named_layer
-from kvbench.errors import UnsupportedModel
+from kvbench.errors import UnsupportedModel, UsageError
 
 
 def kvbench_attention(
@@ -27,18 +27,22 @@ def kvbench_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    position_ids: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """``query`` ``[B, Hq, n, D]``, ``key``/``value`` ``[B, Hkv, n or T, D]`` → ``[B, n, Hq, D]``.
 
     Raises:
         UnsupportedModel: a sliding layer has seen more tokens than it may read, and the cache is kvbench's.
+        UsageError: a prompt came in pieces, and one was turned to positions that are not its own.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = named_layer(key)
     if layer is not None:
         _within(sliding_window, layer.seen + query.shape[2])
         out = layer.forward(query, key, value, scale, attention_mask)
+        if position_ids is not None and _is_piece(layer, query.shape[2]):
+            _in_place(int(position_ids[0, -1]), layer.seen)
     else:
         out = _plain(query, key, value, attention_mask, scale, sliding_window)
     return out.transpose(1, 2).contiguous(), None
@@ -48,6 +52,18 @@ def _within(window: int | None, tokens: int) -> None:
     if window is not None and tokens > window:
         text = f"its sliding layers see {window:,} tokens, and {tokens:,} have been read"
         raise UnsupportedModel(f"this model cannot go on with a compressed cache: {text}", hint="use a shorter prompt or fewer new tokens")
+
+
+def _is_piece(layer: Any, tokens: int) -> bool:
+    """Whether the ``tokens`` just read are a piece of a prompt, also of a layer that stores each piece as it comes."""
+    return layer.open is not None or (1 < tokens < layer.seen and prompt_in_pieces() is not None)
+
+
+def _in_place(last: int, seen: int) -> None:
+    """transformers 5.2 gives every piece of a prompt the positions of the last one, with any cache."""
+    if last != seen - 1:
+        text = f"this transformers turns token {seen - 1:,} of a prompt in pieces to position {last:,}"
+        raise UsageError(text, hint="leave prefill_chunk_size out, or update transformers")
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, window: int | None) -> Tensor:
