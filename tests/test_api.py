@@ -118,7 +118,7 @@ def test_a_padded_row_gives_what_it_gives_alone(model: Any, prompt: torch.Tensor
     assert torch.equal(tokens[1, 96:], alone[0, 66:])
 
 
-PIECES = ("snapkv:window=16", "expected_attention", "h2o", "kivi:bits=2,group=16,residual=32", "adakv:window=16", "baseline")
+PIECES = ("snapkv:window=16", "expected_attention", "h2o", "kivi:bits=2,group=16,residual=32", "adakv:window=16", "baseline", "minicache")
 
 
 @pytest.mark.parametrize(("method", "chunk"), [*((m, 32) for m in PIECES), ("snapkv:window=16", 95), ("tova:decode=hold", 1)])

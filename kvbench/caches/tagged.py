@@ -26,9 +26,11 @@ class TaggedLayer(AnyLayer):
 
     Attributes:
         seen: Tokens that it has passed on.
+        open: What has come of a prompt in pieces, until all of it has.
     """
 
     seen: int
+    open: Any = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         setattr(key_states, TAG, self)
