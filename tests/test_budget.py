@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import make_tiny_config
+from telling import as_read
 
 from kvbench import events as ev
 from kvbench import results
@@ -19,6 +19,7 @@ from kvbench.engine.journal import SCHEMA
 from kvbench.engine.plan import complete, plan, resolve_methods
 from kvbench.engine.scale import PromptScale
 from kvbench.engine.session import Session
+from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import UnitContext
 from kvbench.evaluators.memory import Memory
@@ -188,7 +189,7 @@ class Weighed(UnitContext):
         return True
 
     def record(self, method: str, key: str, data: Any) -> None:
-        self.records[method] = dict(data)
+        self.records[method] = as_read("memory", data)
 
 
 @pytest.mark.parametrize("name", DIALS)

@@ -52,7 +52,7 @@ def test_lengths_are_found_to_the_grain() -> None:
 
 
 def sought(session: Session, **params: Any) -> tuple[Capacity, Told]:
-    evaluator, told = Capacity(**{"steps": 2, **params}), Told()
+    evaluator, told = Capacity(**{"steps": 2, **params}), Told("capacity")
     for unit in evaluator.units(session.spec, list(session.methods)):
         assert len(unit.methods) == 1
         evaluator.run(unit, session, told)

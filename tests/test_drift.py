@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from telling import as_read
 
 from kvbench.corpora import Windows
 from kvbench.engine.plan import resolve_methods
@@ -222,7 +223,7 @@ class Told(UnitContext):
     def method_started(self, method: str) -> None: ...
 
     def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        self.records.setdefault(method, {})[key] = dict(data)
+        self.records.setdefault(method, {})[key] = as_read("drift", data)
 
     def guard(self, method: str, action: Callable[[], None]) -> bool:
         try:

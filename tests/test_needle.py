@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from telling import as_read
 
 from kvbench.corpora import open_text
 from kvbench.engine.plan import plan
@@ -317,7 +318,7 @@ class Kept(UnitContext):
         return True
 
     def record(self, method: str, key: str, data: Any) -> None:
-        self.records.setdefault(method, {})[key] = dict(data)
+        self.records.setdefault(method, {})[key] = as_read("needle", data)
 
 
 @pytest.mark.model

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import make_tiny_config
 from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
 from kvbench.engine.plan import complete, plan, units_left
+from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import CorpusError, UnknownName, UnsupportedModel, UsageError
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 from kvbench.state import RunState, Unit

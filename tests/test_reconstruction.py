@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from telling import as_read
 from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, Geometry, KVCache, use_kvbench_attention
@@ -202,7 +203,8 @@ def test_an_evictions_total_variation_is_the_attention_that_it_lost(runner: Runn
 class Seen(UnitContext):
     """Keeps what a unit records; a failure is the test's."""
 
-    def __init__(self) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator.name
         self.records: dict[str, dict[str, dict[str, Any]]] = {}
 
     def method_started(self, method: str) -> None:
@@ -210,7 +212,7 @@ class Seen(UnitContext):
 
     def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
         assert key not in self.records[method]
-        self.records[method][key] = dict(data)
+        self.records[method][key] = as_read(self.evaluator, data)
 
     def guard(self, method: str, action: Callable[[], None]) -> bool:
         action()
@@ -232,7 +234,7 @@ def session_of(runner: Runner, batch: int) -> Session:
 
 
 def run(evaluator: Evaluator, session: Session) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    seen = Seen()
+    seen = Seen(evaluator)
     facts = evaluator.prepare(session, lambda *_: None)
     for unit in evaluator.units(session.spec, METHODS):
         evaluator.run(unit, session, seen)
@@ -281,7 +283,8 @@ def test_the_sweep_costs_bytes_and_loses_more_the_further_it_goes(reconstructed:
 
 
 def test_a_setting_of_the_sweep_that_breaks_ends_neither_the_run_nor_the_sweep(runner: Runner) -> None:
-    session, evaluator, seen = session_of(runner, 2), Reconstruction(), Seen()
+    session, evaluator = session_of(runner, 2), Reconstruction()
+    seen = Seen(evaluator)
     facts = evaluator.prepare(session, lambda *_: None)
     with_artefacts, found = session.kept[evaluator.name]
     found[0] = replace(found[0], method=SimpleNamespace(label="broken_one"))
@@ -325,7 +328,7 @@ def test_attention_similarity_end_to_end(runner: Runner) -> None:
 
 def test_the_queries_are_those_of_the_continuation(runner: Runner) -> None:
     """The map of the baseline equals the model's own attention of tokens 120 to 123, cut to the prompt."""
-    session, seen = session_of(runner, 2), Seen()
+    session, seen = session_of(runner, 2), Seen(AttentionSimilarity())
     given: list[Any] = []
     original = fidelity.attention
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from telling import as_read
 from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, use_kvbench_attention
@@ -46,7 +47,7 @@ class Kept(UnitContext):
         return True
 
     def record(self, method: str, key: str, data: Any) -> None:
-        self.records.setdefault(method, {})[key] = dict(data)
+        self.records.setdefault(method, {})[key] = as_read("perplexity", data)
 
 
 def scored(model: Any, methods: list[str], cache: torch.dtype, **given: Any) -> tuple[dict[str, Summary], Kept]:

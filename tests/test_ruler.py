@@ -233,7 +233,8 @@ def test_a_run_on_the_embedded_model(embedded_model: LoadedModel) -> None:
     use_kvbench_attention(embedded_model.model)
     runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions(embedded_model.dtype, "prefill", 384))
     session = Session(spec, {m.label: resolve(m, spec) for m in spec.methods}, embedded_model, runner, None)
-    evaluator, told = evaluator_of(spec), Told()
+    evaluator = evaluator_of(spec)
+    told = Told(evaluator.name)
     evaluator.check(spec)
     facts = evaluator.prepare(session, silent)
     for unit in evaluator.units(spec, list(session.methods)):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from telling import as_read
 from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, Geometry, decoder_of, use_kvbench_attention
@@ -65,7 +66,7 @@ class Seen(UnitContext):
         self.records.setdefault(method, {})
 
     def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        self.records[method][key] = dict(data)
+        self.records[method][key] = as_read("spectrum", data)
 
     def guard(self, method: str, action: Callable[[], None]) -> bool:
         action()

@@ -67,7 +67,7 @@ def _options(dtype: torch.dtype, run: RunSpec) -> Any:
 
 def timed(session: Session, **params: Any) -> tuple[Speed, Told]:
     evaluator = Speed(**{"steps": 3, "repeats": 1, "warmup": 0, **params})
-    told = Told()
+    told = Told("speed")
     for unit in evaluator.units(session.spec, list(session.methods)):
         evaluator.run(unit, session, told)
     return evaluator, told

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_tiny_config
 from stub_fixtures import HOME, forget_registries, stub_spec, stubbed  # noqa: F401
 
 from kvbench import events as ev
 from kvbench import results
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder
+from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import ModelError, RunBusy, RunFailed
 from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 

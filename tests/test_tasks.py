@@ -86,7 +86,7 @@ class _Loaded:
 def kvbench_says(evaluator: Tasks, session: Session) -> Told:
     evaluator.check(session.spec)
     evaluator.prepare(session, silent)
-    told = Told()
+    told = Told("tasks")
     for unit in evaluator.units(session.spec, list(session.methods)):
         evaluator.run(unit, session, told)
     return told
@@ -236,7 +236,7 @@ def test_prompts_at_the_edges_are_scored_as_the_harness_scores_them(prompt: str,
     said = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(instances)
     session = session_of(model, tokenizer, None, "baseline int4")
     question: Any = Question(None, 0, {}, instances, [None] * 3)  # type: ignore[arg-type]
-    found = reply(session, Encoder(tokenizer, model.config), question, list(session.methods), Told().guard, hidden=True)
+    found = reply(session, Encoder(tokenizer, model.config), question, list(session.methods), Told("tasks").guard, hidden=True)
     assert set(found) == set(session.methods)
     assert [log for log, _ in found["baseline"].answers] == pytest.approx([log for log, _ in said], abs=1e-9)
     assert [greedy for _, greedy in found["baseline"].answers] == [greedy for _, greedy in said]
