@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvbench.checkpoint import CONFIG, read_json, weight_files
+from kvbench.checkpoint import CONFIG, check_whole, read_json, weight_files
 from kvbench.errors import ModelError
 from kvbench.gguf import gguf_config
 from kvbench.shape import Config, check_supported
@@ -64,8 +64,9 @@ def config_ahead(spec: ModelSpec) -> Config | None:
     if source.gguf is not None:
         return gguf_config(source.gguf)
     if source.revision is None and not spec.random_weights:  # of a snapshot, only the text may be here yet
-        weight_files(source.folder)
-        _check_tokenizer(source.folder)
+        for file in weight_files(source.folder):
+            check_whole(file)
+        _check_tokenizer(spec, source.folder)
     return _config_of(source, spec)
 
 
@@ -86,6 +87,11 @@ def is_told(config: Config) -> bool:
     return needed is not None and "auto_map" not in config and all(key in config for key in (*COMMON, *needed))
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(spec: ModelSpec, folder: Path) -> None:
+    settings = folder / "tokenizer_config.json"
     if not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
         raise ModelError(f"'{folder}' holds no tokenizer", hint="save the tokenizer beside the weights (AutoTokenizer … save_pretrained)")
+    if settings.is_file() and "auto_map" in read_json(settings):
+        from kvbench.models import load_tokenizer
+
+        load_tokenizer(spec)  # whether it can do without its own code is for transformers to say

@@ -18,6 +18,9 @@ CONFIG = "config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LARGEST_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
+_AGAIN = "fetch the checkpoint again, whole"
 _INCIDENTAL = ("transformers_version", "_name_or_path")
 """Keys of a config that say who wrote it, and nothing of the model."""
 CONVERT = (
@@ -46,6 +49,24 @@ def weight_files(path: Path) -> list[Path]:
     raise _nothing_in(path)
 
 
+def check_whole(file: Path) -> None:
+    """Refuse a safetensors file that is shorter or longer than its header says; only the header is read.
+
+    Raises:
+        ModelError: it is cut off, or no safetensors file.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            head = int.from_bytes(opened.read(8), "little")
+            tensors: Any = orjson.loads(opened.read(head)) if head <= min(size, _LARGEST_HEADER) else None
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+    except (OSError, orjson.JSONDecodeError, AttributeError, LookupError, TypeError) as error:
+        raise ModelError(f"'{file}' is no safetensors file, or a broken one", hint=_AGAIN) from error
+    if size != 8 + head + max(ends, default=0):
+        raise ModelError(f"'{file}' holds {size:,} bytes and its header tells of {8 + head + max(ends, default=0):,}", hint=_AGAIN)
+
+
 def config_hash(folder: Path) -> str | None:
     """sha256 of what ``config.json`` says of the model: it changes numbers as weights do. ``None`` where there is none."""
     if not (folder / CONFIG).is_file():
@@ -63,9 +84,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         found = orjson.loads(file.read_bytes())  # with a mark at its head transformers reads none either
     except (OSError, orjson.JSONDecodeError) as error:
-        raise ModelError(f"'{file}' cannot be read: {error}", hint="fetch the checkpoint again, whole") from error
+        raise ModelError(f"'{file}' cannot be read: {error}", hint=_AGAIN) from error
     if not isinstance(found, dict):
-        raise ModelError(f"'{file}' holds no JSON object", hint="fetch the checkpoint again, whole")
+        raise ModelError(f"'{file}' holds no JSON object", hint=_AGAIN)
     return found
 
 
@@ -81,12 +102,12 @@ def _refuse_others(folder: Path) -> None:
 def _shards(folder: Path) -> list[Path]:
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, Mapping) or not places or not all(isinstance(name, str) and _is_inside(name) for name in places.values()):
-        raise ModelError(f"'{folder / INDEX}' does not say which files hold the weights", hint="fetch the checkpoint again, whole")
+        raise ModelError(f"'{folder / INDEX}' does not say which files hold the weights", hint=_AGAIN)
     names = sorted(set(places.values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         text = f"'{folder}' lacks {len(missing)} of the {len(names)} files that {INDEX} names, first {missing[0]}"
-        raise ModelError(text, hint="fetch the checkpoint again, whole")
+        raise ModelError(text, hint=_AGAIN)
     return [folder / name for name in names]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from kvbench.ahead import COMMON, FAMILIES, config_ahead, is_told
 from kvbench.cli import main
@@ -23,12 +25,15 @@ QWEN = {
     "vocab_size": 151936, "max_position_embeddings": 4096, "torch_dtype": "float16",
 }  # fmt: skip
 
+EMPTY = struct.pack("<Q", 2) + b"{}"
+"""A safetensors file without tensors."""
+
 
 def put(folder: Path, config: dict[str, Any], *files: str) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_bytes(orjson.dumps(config))
     for name in files:
-        (folder / name).touch()
+        (folder / name).write_bytes(EMPTY if name.endswith(".safetensors") else b"")
     return folder
 
 
@@ -83,6 +88,27 @@ def test_what_a_folder_lacks_or_is_is_refused(
 ) -> None:
     assert dry("--model", put(tmp_path / "m", config, *files), "--methods", "int4") == 3
     assert said in capsys.readouterr().err
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not it", EMPTY + b"x", struct.pack("<Q", 1 << 60) + b"{}", struct.pack("<Q", len(HEADER)) + HEADER + b"1234"]
+)
+def test_weights_that_are_not_whole_are_refused(folder: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    assert dry("--model", folder, "--methods", "int4") == 3
+    assert "model.safetensors' " in capsys.readouterr().err
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(folder, QWEN | {"model_type": "llama"})
+    code = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_bytes(orjson.dumps(code))
+    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
+    assert dry("--model", folder, "--methods", "int4") == 3
+    assert "Python code of its own" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "said"), [("t.txt", "is not UTF-8"), ("t.jsonl", "line 1 is not JSON")])
