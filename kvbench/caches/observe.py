@@ -36,11 +36,16 @@ class Moments:
     origin: Tensor | None = None
     total: Tensor | None = None
     outer: Tensor | None = None
+    blank: Tensor | None = None
+    """``[B, Hq, 0, D]`` of a prompt that was left out whole: what its moments would look like. It holds no bytes."""
 
     def add(self, q: Tensor) -> None:
         """``q`` ``[B, Hq, n, D]``, unrotated; n may be 0."""
-        if self.origin is None or self.count == 0:
-            self.origin = q.mean(2) if q.shape[2] else q.new_zeros(*q.shape[:2], q.shape[3])
+        if q.shape[2] == 0:
+            self.blank = q.new_empty(q.shape)
+            return
+        if self.origin is None:
+            self.origin = q.mean(2)
         centred = q - self.origin[:, :, None]
         total, outer = centred.sum(2), centred.transpose(2, 3) @ centred
         self.total = total if self.total is None else self.total + total
@@ -54,19 +59,21 @@ class Moments:
             ValueError: no prompt has come.
         """
         if self.origin is None or self.total is None or self.outer is None:
-            raise ValueError("query moments are read before a prompt has come")
-        count = max(1, self.count)
-        shift = self.total / count
-        return self.origin + shift, self.outer / count - shift[..., :, None] * shift[..., None, :]
+            if self.blank is None:
+                raise ValueError("query moments are read before a prompt has come")
+            return self.blank.sum(2), self.blank.transpose(2, 3) @ self.blank  # sums of nothing
+        shift = self.total / self.count
+        return self.origin + shift, self.outer / self.count - shift[..., :, None] * shift[..., None, :]
 
     def part(self, rows: slice, heads: slice) -> Moments:
         """The sums of some rows and query heads, to be added to apart; no tensor is ever changed in place."""
-        origin, total, outer = (None if t is None else t[rows, heads].clone() for t in (self.origin, self.total, self.outer))
-        return replace(self, origin=origin, total=total, outer=outer)
+        held = (self.origin, self.total, self.outer, self.blank)
+        origin, total, outer, blank = (None if t is None else t[rows, heads].clone() for t in held)
+        return replace(self, origin=origin, total=total, outer=outer, blank=blank)
 
     def reorder(self, rows: Tensor) -> None:
         """Select rows of the batch."""
-        for name in ("origin", "total", "outer"):
+        for name in ("origin", "total", "outer", "blank"):
             held = getattr(self, name)
             if held is not None:
                 setattr(self, name, held.index_select(0, rows.to(held.device)))
