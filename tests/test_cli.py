@@ -132,7 +132,7 @@ def test_a_missing_model_has_its_own_exit_code(here: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_cleanly_and_says_how_to_go_on(here: Path, number: signal.Signals) -> None:
-    process = kvbench("run", "--model", "stub", "--methods", "knorm", "--evals", "counting:ms=100", "--samples", "30", "--name", "mine")
+    process = kvbench("run", "--model", "stub", "--methods", "knorm", "--evals", "counting:ms=100", "--samples", "600", "--name", "mine")
     folder = RunFolder(here / "bench_results" / "mine")
     while not folder.state().done:
         time.sleep(0.05)
@@ -159,7 +159,7 @@ def test_a_second_command_attaches_to_a_run_that_is_alive(here: Path, capsys: py
 
 
 def test_a_killed_supervisor_is_reported_with_the_way_on(here: Path) -> None:
-    process = kvbench("run", "--model", "stub", "--methods", "knorm", "--evals", "counting:ms=100", "--samples", "30", "--name", "mine")
+    process = kvbench("run", "--model", "stub", "--methods", "knorm", "--evals", "counting:ms=100", "--samples", "600", "--name", "mine")
     folder = RunFolder(here / "bench_results" / "mine")
     while not folder.state().done:
         time.sleep(0.05)
@@ -174,7 +174,7 @@ def test_a_killed_supervisor_is_reported_with_the_way_on(here: Path) -> None:
 def test_watching_can_be_left_and_the_run_goes_on(here: Path) -> None:
     from stub_fixtures import stub_spec
 
-    folder = start.create(stub_spec("ms=40", samples=20), here, "mine")
+    folder = start.create(stub_spec("ms=40", samples=1000), here, "mine")
     start.launch(folder)
     watcher = kvbench("watch", str(folder.path))
     while not folder.state().done:
@@ -184,9 +184,11 @@ def test_watching_can_be_left_and_the_run_goes_on(here: Path) -> None:
     _, err = watcher.communicate(timeout=60)
     assert watcher.returncode == 0
     assert "the run goes on" in err
-    for _ in start.follow(folder):
-        pass
-    assert folder.state().status == "finished"
+    before = len(folder.state().done)
+    while len(folder.state().done) == before:
+        assert folder.is_alive()
+        time.sleep(0.05)
+    start.stop(folder)
 
 
 def test_a_closed_pipe_is_quiet(here: Path) -> None:
