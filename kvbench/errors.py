@@ -2,14 +2,14 @@
 
     KvbenchError                    70
     ├── UsageError                   2   a flag, method, evaluator or parameter that cannot be used
-    │   ├── UnknownName              2   a name that no registry holds; carries the nearest ones
-    │   ├── PresetError              2   a preset file with a wrong key or value
-    │   └── PublishedError           2   a file of published figures with a wrong key or value, or without its source
+    │   └── UnknownName              2   a name that no registry holds; carries the nearest ones
     ├── ModelError                   3   a model that cannot be found, fetched, loaded or compressed
     │   └── UnsupportedModel         3   a model whose attention kvbench would measure wrongly
     ├── CorpusError                  4   text that is missing, unreadable or too short
     ├── ResourceError                5   too little memory, disk or no such device
-    ├── ResultError                  6   a result or journal that cannot be read
+    ├── ResultError                  6   a result, journal or specification that cannot be read
+    │   ├── PresetError              6   a preset file with a wrong key or value
+    │   └── PublishedError           6   a file of published figures with a wrong key or value, or without its source
     ├── RunFailed                    7   the run ended without a usable result
     ├── MethodError                  7   a method that breaks what every method promises: its row fails
     └── RunBusy                      8   another process is writing this run
@@ -67,14 +67,6 @@ class UsageError(KvbenchError):
     exit_code = ExitCode.USAGE
 
 
-class PresetError(UsageError):
-    """A preset file that holds an unknown key or a value of the wrong kind."""
-
-
-class PublishedError(UsageError):
-    """A file of published figures that lacks a source or holds a value that cannot be used."""
-
-
 class UnknownName(UsageError):
     """A name that is not registered; the message lists the nearest ones."""
 
@@ -111,6 +103,14 @@ class ResultError(KvbenchError):
     """A result file or journal that is missing, broken or of another schema."""
 
     exit_code = ExitCode.RESULT
+
+
+class PresetError(ResultError):
+    """A preset file that holds an unknown key or a value of the wrong kind."""
+
+
+class PublishedError(ResultError):
+    """A file of published figures that lacks a source or holds a value that cannot be used."""
 
 
 class RunFailed(KvbenchError):

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kvbench.errors import PresetError, UnknownName, nearest
+from kvbench.errors import PresetError, UnknownName, UsageError, nearest
 from kvbench.files import read_text
 from kvbench.spec import CorpusSpec, ModelSpec, RunSpec, split_list
 
@@ -60,8 +60,8 @@ def read_preset(name: str) -> dict[str, Any]:
         The file's content as nested plain values, with the preset's own name under ``preset``.
 
     Raises:
-        UnknownName: no such preset.
-        PresetError: not TOML, an unknown key, or a value of the wrong kind; names file, line and the nearest key.
+        UsageError: no such preset or file.
+        PresetError: not TOML, an unknown key, a value of the wrong kind or that no run can have; names file, line and the nearest key.
     """
     path = _path(name)
     try:
@@ -76,7 +76,18 @@ def read_preset(name: str) -> dict[str, Any]:
         if table in preset:
             _check_table(path, text, table, preset[table], cls)
     _check_values(path, text, preset)
-    return {**preset, "preset": path.stem}
+    found = {**preset, "preset": path.stem}
+    _check_ranges(path, found)
+    return found
+
+
+def _check_ranges(path: Path, preset: Mapping[str, Any]) -> None:
+    """What no run can have is the file's fault, before any flag goes over it."""
+    sizes = {key: value for key, value in to_spec(preset, {}).items() if key not in LISTS.values()}
+    try:
+        RunSpec(**sizes).validate()
+    except UsageError as error:
+        raise PresetError(f"preset '{path.name}': {error.message}", hint="correct the file") from error
 
 
 def to_spec(preset: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +134,7 @@ def _path(name: str) -> Path:
     if name.endswith(".toml"):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise PresetError(f"there is no preset file '{name}'", hint="kvbench list presets")
+            raise UsageError(f"there is no preset file '{name}'", hint="kvbench list presets")
         return path
     if name not in names():
         raise UnknownName("preset", name, names(), hint="kvbench list presets, or name a .toml file")

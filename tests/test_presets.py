@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvbench import presets
-from kvbench.errors import PresetError, UnknownName
+from kvbench.errors import PresetError, UnknownName, UsageError
 from kvbench.shape import check_supported, shape_of
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
 
@@ -138,7 +138,7 @@ def test_a_byte_order_mark_is_no_toml(written: Any) -> None:
 def test_presets_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="did you mean qwen7b"):
         presets.read_preset("qwen7")
-    with pytest.raises(PresetError, match="there is no preset file"):
+    with pytest.raises(UsageError, match="there is no preset file"):
         presets.read_preset(str(tmp_path / "none.toml"))
 
 
