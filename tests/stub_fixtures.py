@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kvbench
-from kvbench import summary
+from kvbench import schema, summary
 from kvbench.methods.base import METHODS
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 
@@ -23,6 +23,7 @@ def forget_registries() -> None:
     for registry in (METHODS, summary.EVALUATORS):
         registry.forget()
     summary._evaluator.cache_clear()
+    schema._record_of.cache_clear()
 
 
 @pytest.fixture

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import made_up_scores
 import pytest
 from made_up_run import write
 
-from kvbench import summary
+from kvbench import schema, summary
 from kvbench.engine.journal import RunFolder
 from kvbench.tui.app import Dashboard
 
@@ -36,10 +36,13 @@ def following() -> Callable[[Path], Dashboard]:
 
 
 @pytest.fixture
-def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluators of the made-up scores stand in for those of their names."""
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Evaluators of the made-up scores stand in for those of their names, whatever was asked of these before."""
     real = summary._evaluator
     monkeypatch.setattr(summary, "_evaluator", lambda spec: made_up_scores.MADE_UP.get(spec.name) or real(spec))
+    schema._record_of.cache_clear()
+    yield
+    schema._record_of.cache_clear()
 
 
 @pytest.fixture
