@@ -62,8 +62,8 @@ def make_cache(
     """
     from kvbench.caches.cache import CacheOptions, Geometry, build_cache, use_kvbench_attention
     from kvbench.methods.base import free, objections, resolve
-    from kvbench.models import check_attention
-    from kvbench.shape import check_supported, shape_of
+    from kvbench.models.loading import check_attention
+    from kvbench.models.shape import check_supported, shape_of
 
     check_supported(model.config)
     check_attention(model)
@@ -84,8 +84,8 @@ def _artefacts(model: Any, geometry: Geometry, method: Method, tokens: torch.Ten
     from kvbench.caches.cache import embeddings_of
     from kvbench.calibration import provide
     from kvbench.calibration.text import calibration_tokens
-    from kvbench.tokens import reader_of
-    from kvbench.weights import silent
+    from kvbench.models.weights import silent
+    from kvbench.texts.tokens import reader_of
 
     kept: dict[str, Sequence[torch.Tensor]] = {} if tokens is not None else getattr(model, "_kvbench_artefacts", {})
     missing = set(method.artefacts) - set(kept)
@@ -108,7 +108,7 @@ def _checked(tokens: torch.Tensor, rows: int) -> torch.Tensor:
     Raises:
         UsageError: no text. CorpusError: an id beyond the model's embeddings.
     """
-    from kvbench.tokens import check_ids
+    from kvbench.texts.tokens import check_ids
 
     if tokens.ndim != 1 or not len(tokens) or tokens.is_floating_point() or int(tokens.min()) < 0:
         raise UsageError(f"calibration_tokens {list(tokens.shape)} is no text", hint="pass a tensor [n] of token ids")

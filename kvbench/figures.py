@@ -16,7 +16,7 @@ class Table:
         headings: One a column. rows: Cells as they are to be read; ``kvbench.formats`` writes numbers.
         left: How many of the first columns are words, set to the left; the others are figures.
         notes: What a reader must know: sizes, intervals, the correction that was made, what was left out.
-        factors: It shows how many times smaller something is stored, and a reader must know of what (:mod:`kvbench.factors`).
+        factors: It shows how many times smaller something is stored, and a reader must know of what (:mod:`kvbench.metrics.factors`).
     """
 
     name: str

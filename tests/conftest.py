@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from kvbench.engine.tiny import FAMILIES, make_tiny_config, make_tiny_model
+from kvbench.instruments.tiny import FAMILIES, make_tiny_config, make_tiny_model
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more to waiting threads than they gain; the runner is parallel
 
 if TYPE_CHECKING:
-    from kvbench.models import LoadedModel
+    from kvbench.models.loading import LoadedModel
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def data_dir() -> Path:
 def loaded_embedded_model() -> LoadedModel:
     """The embedded model in float32 on the CPU; skips where it is neither cached nor to be had."""
     from kvbench.errors import ModelError
-    from kvbench.models import load_model
+    from kvbench.models.loading import load_model
     from kvbench.spec import ModelSpec
 
     try:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import kvbench
-from kvbench import schema, summary
 from kvbench.methods.base import METHODS
+from kvbench.record import schema, summary
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 
 STUBS = Path(__file__).parent / "stubs"
@@ -31,7 +31,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process and every process it starts use the stub engine."""
     monkeypatch.setenv("PYTHONPATH", f"{STUBS}{os.pathsep}{HOME}")
     monkeypatch.syspath_prepend(str(STUBS))
-    for name in ("kvbench.engine.session", "kvbench.evaluators.audit"):
+    for name in ("kvbench.instruments.session", "kvbench.evaluators.audit"):
         monkeypatch.setitem(sys.modules, name, sys.modules.get(name))
     import stub_engine
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from kvbench.evaluators.base import UnitContext
-from kvbench.schema import check_record
+from kvbench.record.schema import check_record
 
 
 def as_read(evaluator: str, data: Mapping[str, Any]) -> dict[str, Any]:

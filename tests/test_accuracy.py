@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kvbench import stats
-from kvbench.evaluators import accuracy
-from kvbench.evaluators.accuracy import BOOTSTRAP, MCNEMAR, STUDENT, WILSON, accuracies, corrected, measured, notes, table
+from kvbench.metrics import accuracy, stats
+from kvbench.metrics.accuracy import BOOTSTRAP, MCNEMAR, STUDENT, WILSON, accuracies, corrected, measured, notes, table
 
 DRAW = random.Random(7)
 
@@ -26,7 +25,7 @@ def binary(n: int, right: float, seed: int) -> dict[str, float]:
     return keyed([float(draw.random() < right) for _ in range(n)])
 
 
-# Tests and intervals of kvbench.stats
+# Tests and intervals of kvbench.metrics.stats
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 1), (5, 0), (3, 12), (9, 9), (40, 61), (700, 811)])

@@ -13,10 +13,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from kvbench.ahead import COMMON, FAMILIES, config_ahead, is_told
 from kvbench.cli import main
 from kvbench.errors import ModelError, UnsupportedModel
-from kvbench.shape import shape_of
+from kvbench.models.ahead import COMMON, FAMILIES, config_ahead, is_told
+from kvbench.models.shape import shape_of
 from kvbench.spec import ModelSpec
 
 pytestmark = pytest.mark.fast
@@ -157,7 +157,7 @@ def test_a_config_that_is_read_as_it_stands_says_what_transformers_would(
     """A file with no more than the keys that are asked for, beside transformers' reading of it."""
     from transformers import AutoConfig
 
-    from kvbench.outline import check_attention, outline_of
+    from kvbench.models.outline import check_attention, outline_of
 
     sizes = {key: QWEN.get(key, 64) for key in (*COMMON, *FAMILIES[family])} | {"model_type": family}
     if "sliding_window" in sizes:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from kvbench.engine.answers import Answer, Ask, ask_of, choose, generate, split_at
-from kvbench.engine.session import Session
-from kvbench.engine.tiny import make_tiny_config
+from kvbench.instruments.answers import Answer, Ask, ask_of, choose, generate, split_at
+from kvbench.instruments.session import Session
+from kvbench.instruments.tiny import make_tiny_config
 from kvbench.methods.base import expand, resolve
+from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, ModelSpec, RunSpec
-from kvbench.weights import silent
 
 LABELS = [
     "baseline",
@@ -97,7 +97,7 @@ def test_each_method_stops_for_itself(session: Session) -> None:
 
 def test_an_end_token_ends_the_answer_and_is_no_part_of_it(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = generate(session, ask_of(PROMPT, 70), ["baseline"], guard, max_tokens=6)["baseline"].tokens
-    monkeypatch.setattr("kvbench.engine.answers.end_tokens", lambda _: {whole[2]})
+    monkeypatch.setattr("kvbench.instruments.answers.end_tokens", lambda _: {whole[2]})
     found = generate(session, ask_of(PROMPT, 70), ["baseline"], guard, max_tokens=6)["baseline"]
     assert found == Answer(found.stored_bytes, found.baseline_bytes, whole[: whole.index(whole[2])], True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvbench.results import SCHEMA
+from kvbench.record.results import SCHEMA
 from kvbench.spec import EvaluatorSpec, RunSpec
 
 ROOT = Path(__file__).parent.parent
@@ -84,9 +84,9 @@ def test_the_fused_path_runs_without_triton_where_there_is_no_gpu() -> None:
         "import torch\ntorch.cuda.is_available = lambda: False\n"
         "from importlib import import_module\n"
         "for name in sys.argv[1:]: import_module(name)\n"
-        "from kvbench.engine.agreement import agreement\n"
+        "from kvbench.instruments.agreement import agreement\n"
         "from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention\n"
-        "from kvbench.engine.protocol import Runner\nfrom kvbench.engine.tiny import make_tiny_model\n"
+        "from kvbench.instruments.protocol import Runner\nfrom kvbench.instruments.tiny import make_tiny_model\n"
         "from kvbench.methods.int8 import Int8\n"
         "model, method = make_tiny_model('qwen2'), Int8()\nuse_kvbench_attention(model)\n"
         "runner = Runner(model, Geometry.of(model), {}, CacheOptions())\n"

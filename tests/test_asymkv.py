@@ -15,8 +15,8 @@ from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.rope import Rope
-from kvbench.engine.verify import Sizes, conformance
 from kvbench.errors import UsageError
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 

@@ -15,15 +15,14 @@ from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.packing import Scheme
 from kvbench.caches.stores import QuantStore
-from kvbench.engine.audit import Auditor
-from kvbench.engine.session import Session
-from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import RunFailed
 from kvbench.evaluators.audit import Audit
 from kvbench.evaluators.base import UnitContext
+from kvbench.instruments.audit import Auditor
+from kvbench.instruments.session import Session
+from kvbench.instruments.tiny import make_tiny_config
 from kvbench.methods.base import METHODS, Eviction, Method, expand, resolve
-from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
-from kvbench.state import Unit
+from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec, Unit
 
 pytestmark = pytest.mark.fast
 TRIALS = {name: trial for name in METHODS.names() if (trial := METHODS.load(name).trial) is not None}

@@ -9,25 +9,25 @@ from typing import Any
 import pytest
 from telling import as_read
 
-from kvbench import events as ev
-from kvbench import results
-from kvbench.budgets import TOLERANCE, Budget, Range, Settings, is_met, parse_budgets, widest_codes
+from kvbench.budgeting.expected import ShapeScale, Unknown
+from kvbench.budgeting.solver import Solution, solve
+from kvbench.budgeting.weighing import PromptScale
 from kvbench.displays import table
-from kvbench.engine.budget import Solution, solve
-from kvbench.engine.expected import ShapeScale, Unknown
 from kvbench.engine.journal import SCHEMA
 from kvbench.engine.plan import complete, plan, resolve_methods
-from kvbench.engine.scale import PromptScale
-from kvbench.engine.session import Session
-from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import UnitContext
 from kvbench.evaluators.memory import Memory
+from kvbench.instruments.session import Session
+from kvbench.instruments.tiny import make_tiny_config
 from kvbench.methods.base import METHODS, expand, resolve
-from kvbench.shape import shape_of
+from kvbench.models.shape import shape_of
+from kvbench.models.weights import silent
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import RunState, apply, replay
 from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
-from kvbench.state import RunState, apply, replay
-from kvbench.weights import silent
+from kvbench.spec.budgets import TOLERANCE, Budget, Range, Settings, is_met, parse_budgets, widest_codes
 
 pytestmark = pytest.mark.fast
 CONTEXT = 192
@@ -118,7 +118,7 @@ def test_bad_questions_are_refused_before_a_model_is_loaded(changes: dict[str, A
 
 def test_outside_a_run_there_is_no_length_to_meet_a_budget_at(tiny_model: Callable[..., Any]) -> None:
     import kvbench
-    from kvbench.engine.verify import verify
+    from kvbench.instruments.verify import verify
 
     with pytest.raises(UsageError, match="at a run's length"):
         kvbench.make_cache(tiny_model("llama"), "snapkv@4x")

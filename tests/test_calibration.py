@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 import kvbench
+from kvbench.budgeting.expected import expected_bytes
 from kvbench.caches.cache import Geometry, decoder_of, use_kvbench_attention
 from kvbench.caches.ranks import heads_in_group, rank_by_energy
 from kvbench.calibration import provide, stand_ins
 from kvbench.calibration.files import load_tensors
-from kvbench.engine.expected import expected_bytes
 from kvbench.errors import ModelError
 from kvbench.methods.base import resolve
-from kvbench.shape import Shape, shape_of
+from kvbench.models.shape import Shape, shape_of
 from kvbench.spec import MethodSpec, RunSpec
 
 pytestmark = pytest.mark.fast
@@ -246,7 +246,7 @@ def test_bytes_by_energy_are_not_known_before() -> None:
 
 def test_a_dry_run_shows_that_bytes_are_not_known() -> None:
     from kvbench.cli.preview import preview
-    from kvbench.engine.tiny import make_tiny_config
+    from kvbench.instruments.tiny import make_tiny_config
     from kvbench.spec import EvaluatorSpec, ModelSpec
 
     model = ModelSpec("tiny", "float64", device="cpu", random_weights=True, config=make_tiny_config("llama"))

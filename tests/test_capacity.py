@@ -10,11 +10,11 @@ import torch
 from telling import Told
 from test_speed import session_of
 
-from kvbench.engine.session import Session
-from kvbench.engine.stopwatch import Stopwatch
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import build
 from kvbench.evaluators.capacity import Capacity, _search
+from kvbench.instruments.session import Session
+from kvbench.instruments.stopwatch import Stopwatch
 from kvbench.spec import EvaluatorSpec, RunSpec
 
 TOKENS, LAYERS, HEADS, DIM, ITEM = 64, 4, 2, 16, 4

@@ -11,11 +11,11 @@ from typing import Any
 import orjson
 import pytest
 
-from kvbench import weights
-from kvbench.checkpoint import CONVERT, INDEX, WHOLE, config_hash, weight_files
 from kvbench.errors import ModelError
-from kvbench.models import load_model
-from kvbench.sources import Source, find_source, local_source
+from kvbench.models import weights
+from kvbench.models.checkpoint import CONVERT, INDEX, WHOLE, config_hash, weight_files
+from kvbench.models.loading import load_model
+from kvbench.models.sources import Source, find_source, local_source
 from kvbench.spec import ModelSpec
 
 pytestmark = pytest.mark.fast

@@ -13,11 +13,11 @@ import orjson
 import pytest
 from stub_fixtures import STUBS, stubbed  # noqa: F401
 
-from kvbench import results
 from kvbench.cli import COMMANDS, main
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder, run_names
 from kvbench.errors import ExitCode
+from kvbench.record import results
 
 RUN = ["run", "--model", "stub", "--methods", "knorm", "--evals", "counting:ms=2", "--samples", "3"]
 

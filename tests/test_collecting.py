@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from kvbench.collecting import uncollected
+from kvbench.record.collecting import uncollected
 
 pytestmark = pytest.mark.fast
 

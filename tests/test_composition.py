@@ -75,8 +75,8 @@ def test_the_first_value_needs_no_name() -> None:
 
 @pytest.mark.parametrize("text", ["snapkv+int4", "adakv+int4", "streaming_llm+kivi:bits=2,group=8,residual=16"])
 def test_stored_bytes_are_those_of_the_kept_tokens_quantised(text: str) -> None:
-    from kvbench.engine.expected import expected_bytes
-    from kvbench.shape import Shape
+    from kvbench.budgeting.expected import expected_bytes
+    from kvbench.models.shape import Shape
 
     shape = Shape(2, 4, 2, 64, 256, 128, 4096)
     keeper, storer = text.split("+")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvbench.engine.tiny import FAMILIES
-from kvbench.engine.verify import Sizes, conformance
+from kvbench.instruments.tiny import FAMILIES
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import expand, resolve
 from kvbench.spec import RunSpec
 

@@ -17,10 +17,10 @@ from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.marks import marks, same
 from kvbench.caches.ragged import SelectedHeads
-from kvbench.engine.protocol import Runner
-from kvbench.engine.tiny import make_tiny_model
-from kvbench.engine.verify import Sizes, conformance
 from kvbench.errors import MethodError
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.tiny import make_tiny_model
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.base import Eviction, Method, resolve
 from kvbench.methods.composed import Composed

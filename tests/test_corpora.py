@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from kvbench import corpora
-from kvbench.corpora import CORPORA, load_windows
 from kvbench.errors import CorpusError, UnknownName, UsageError
+from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, RunSpec
-from kvbench.texts import Text
-from kvbench.tokens import Reader
-from kvbench.weights import silent
-from kvbench.windows import oddities
+from kvbench.texts import corpora
+from kvbench.texts.corpora import CORPORA, load_windows
+from kvbench.texts.documents import Text
+from kvbench.texts.tokens import Reader
+from kvbench.texts.windows import oddities
 
 pytestmark = pytest.mark.fast
 

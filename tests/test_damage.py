@@ -12,12 +12,12 @@ import orjson
 import pytest
 from stub_fixtures import forget_registries, stub_spec, stubbed  # noqa: F401
 
-from kvbench import events as ev
-from kvbench import results
 from kvbench.cli import main
 from kvbench.engine import start
 from kvbench.engine.journal import EVENTS, SPEC, RunFolder
 from kvbench.errors import ExitCode, ResultError
+from kvbench.record import events as ev
+from kvbench.record import results
 
 REFERENCE = Path(__file__).parents[1] / "bench_results" / "reference"
 BOM = b"\xef\xbb\xbf"
@@ -269,8 +269,8 @@ def test_a_damaged_field_is_refused_with_its_place(
 
 
 def test_the_error_itself_is_kept_as_the_cause(reference: dict[str, Any]) -> None:
-    from kvbench.reading import figures_of
-    from kvbench.summary import summarise
+    from kvbench.record.summary import summarise
+    from kvbench.record.unreadable import figures_of
 
     state = results.to_state(changed(reference, (*RECORD, "kl_hist"), ...))
     with pytest.raises(ResultError) as caught, figures_of("a file"):
@@ -333,7 +333,7 @@ def test_published_figures_that_cannot_be_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["num_attention_heads", "num_key_value_heads", "num_hidden_layers", "head_dim", "vocab_size"])
 def test_a_config_of_nothing_is_refused(key: str) -> None:
     from kvbench.errors import UnsupportedModel
-    from kvbench.shape import shape_of
+    from kvbench.models.shape import shape_of
 
     config = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "vocab_size": 9}
     assert shape_of(config).head_dim == 4
@@ -343,7 +343,7 @@ def test_a_config_of_nothing_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize("step", ["4 bits", 4, 0.5])
 def test_a_rung_of_a_ladder_is_named_by_words_or_numbers(step: object) -> None:
-    from kvbench.schema import check_record
+    from kvbench.record.schema import check_record
 
     check_record("reconstruction", {"ladder": "bits", "step": step, "method": "kivi:bits=4", "failed": "no room"})
     with pytest.raises(ResultError, match=r"record of reconstruction, step"):

@@ -10,8 +10,6 @@ import orjson
 import pytest
 from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
-from kvbench import events as ev
-from kvbench import results
 from kvbench.displays import figures as displayed
 from kvbench.displays import table
 from kvbench.displays.base import NAMES, choose
@@ -20,9 +18,11 @@ from kvbench.displays.json import Json
 from kvbench.displays.plain import Plain
 from kvbench.engine.journal import SCHEMA, RunFolder
 from kvbench.figures import Grid, Table
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import MethodState, RunState, apply, replay
+from kvbench.record.summary import Row
 from kvbench.spec import RunSpec
-from kvbench.state import MethodState, RunState, apply, replay
-from kvbench.summary import Row
 
 pytestmark = pytest.mark.usefixtures("stubbed")
 METHODS = ["baseline", "knorm"]

@@ -22,16 +22,16 @@ import pytest
 from stub_fixtures import forget_registries
 from test_new_method import install, run, seeing
 
-from kvbench import results
 from kvbench.authoring import GUIDE, write_package
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.needs import Needs
-from kvbench.engine.audit import Auditor, Label
-from kvbench.engine.protocol import Runner
-from kvbench.engine.tiny import make_tiny_config, make_tiny_model
-from kvbench.engine.verify import Sizes, conformance
+from kvbench.instruments.audit import Auditor, Label
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import Eviction, Method
 from kvbench.methods.baseline import Baseline
+from kvbench.record import results
 
 PACKAGE = "kvbench-token-worth"
 PIP = "python -m pip install -e "

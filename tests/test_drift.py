@@ -10,16 +10,16 @@ import pytest
 import torch
 from telling import as_read
 
-from kvbench.corpora import Windows
 from kvbench.engine.plan import resolve_methods
-from kvbench.engine.session import Session
-from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import UnitContext, build
 from kvbench.evaluators.drift import Drift, marks
 from kvbench.figures import Table
-from kvbench.measures.likeness import agreement, first_divergence, normalised, repetition, visible
+from kvbench.instruments.session import Session
+from kvbench.instruments.tiny import make_tiny_config
+from kvbench.metrics.likeness import agreement, first_divergence, normalised, repetition, visible
 from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
+from kvbench.texts.corpora import Windows
 
 BYTES = {"stored_bytes": 500, "baseline_bytes": 2000}
 

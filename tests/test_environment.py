@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from kvbench.engine import environment
+from kvbench.instruments import environment
 
 pytestmark = pytest.mark.fast
 

@@ -14,10 +14,10 @@ from kvbench.errors import UsageError
 from kvbench.evaluators.base import Summary, build
 from kvbench.evaluators.memory import Memory
 from kvbench.evaluators.perplexity import Perplexity
-from kvbench.evaluators.points import Point, points
 from kvbench.evaluators.speed import Speed
+from kvbench.metrics.points import Point, points
+from kvbench.metrics.stats import histogram, histogram_to_json, kl_bin_index
 from kvbench.spec import EvaluatorSpec, RunSpec
-from kvbench.stats import histogram, histogram_to_json, kl_bin_index
 
 TOKENS = 64
 SAMPLES = 7

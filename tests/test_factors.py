@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 from test_evaluators import made_up
 
-from kvbench import events as ev
-from kvbench import factors, results
 from kvbench.compare import compare
 from kvbench.compare.render import text
 from kvbench.compare.sides import side_of
-from kvbench.devices import choose_cache_dtype
 from kvbench.displays.plain import Plain
 from kvbench.displays.table import render
 from kvbench.figures import Grid, Table
+from kvbench.metrics import factors
+from kvbench.models.devices import choose_cache_dtype
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import MethodState, RunState
+from kvbench.record.summary import rows
 from kvbench.report import FORMATS, write
 from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec, auto_cache_dtype
-from kvbench.state import MethodState, RunState
-from kvbench.summary import rows
 from kvbench.tui.columns import columns
 
 OF = re.compile(r"of a float32 cache|of float32|× f32")

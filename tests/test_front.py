@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from kvbench.evaluators.base import Measured
-from kvbench.measures.apart import contenders, is_better
-from kvbench.measures.front import frontier, points
+from kvbench.metrics.apart import contenders, is_better
+from kvbench.metrics.front import frontier, points
+from kvbench.record.summary import Row
 from kvbench.report.content import _points as report_points
 from kvbench.report.scatter import scatter
-from kvbench.summary import Row
 from kvbench.tui import facts
 from kvbench.tui.columns import best_labels, columns
 

@@ -18,8 +18,6 @@ from kvbench.caches.attend import attend
 from kvbench.caches.cache import CacheOptions, Geometry, KVCache, use_kvbench_attention
 from kvbench.caches.folding import Fold
 from kvbench.calibration import provide
-from kvbench.engine.protocol import Runner
-from kvbench.engine.tiny import make_tiny_config, make_tiny_model
 from kvbench.errors import UsageError
 from kvbench.fused import weights as merging
 from kvbench.fused.decoder import Form, FusedDecoder
@@ -27,6 +25,8 @@ from kvbench.fused.graph import HostSync
 from kvbench.fused.layer import fuse
 from kvbench.fused.oracle import normed, turned
 from kvbench.fused.storage import NotFused
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
 from kvbench.methods.base import Method, resolve
 from kvbench.spec import MethodSpec, RunSpec
 

@@ -18,21 +18,21 @@ from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.needs import Needs
 from kvbench.caches.packing import quantise
 from kvbench.calibration import provide
-from kvbench.engine import agreement as agreeing
-from kvbench.engine.agreement import Agreement, Differing, agreement, rounded_otherwise
-from kvbench.engine.protocol import Prompt, Runner
-from kvbench.engine.stored import Stored
-from kvbench.engine.tiny import FAMILIES, make_tiny_config, make_tiny_model
 from kvbench.fused import layer as fusing
 from kvbench.fused import oracle, storage, window
 from kvbench.fused.storage import Region
+from kvbench.instruments import agreement as agreeing
+from kvbench.instruments.agreement import Agreement, Differing, agreement, rounded_otherwise
+from kvbench.instruments.protocol import Prompt, Runner
+from kvbench.instruments.stored_codes import Stored
+from kvbench.instruments.tiny import FAMILIES, make_tiny_config, make_tiny_model
 from kvbench.methods.base import Method, expand, resolve
-from kvbench.shape import shape_of
+from kvbench.models.shape import shape_of
+from kvbench.models.weights import silent
 from kvbench.spec import MethodSpec, RunSpec
-from kvbench.weights import silent
 
 if TYPE_CHECKING:
-    from kvbench.models import LoadedModel
+    from kvbench.models.loading import LoadedModel
 
 PROMPT, STEPS = 150, 256
 SIZE = 64

@@ -11,15 +11,15 @@ from typing import Any
 import gguf
 import pytest
 
-from kvbench import shape, sources, store
 from kvbench.errors import KvbenchError, ModelError, ResourceError, UnsupportedModel
-from kvbench.gguf import gguf_config
-from kvbench.gguf.convert import convert
-from kvbench.gguf.header import decimal
-from kvbench.gguf.reading import read_header
-from kvbench.gguf.rope import llama3_rule, wavelengths
+from kvbench.models import shape, sources, store
+from kvbench.models.gguf import gguf_config
+from kvbench.models.gguf.convert import convert
+from kvbench.models.gguf.header import decimal
+from kvbench.models.gguf.reading import read_header
+from kvbench.models.gguf.rope import llama3_rule, wavelengths
+from kvbench.models.weights import silent
 from kvbench.spec import ModelSpec
-from kvbench.weights import silent
 from tests.gguf_files import EXPERTS, PLAIN, Writer, llama3_divisors, tiny, tokens, write_gguf
 
 pytestmark = pytest.mark.fast
@@ -253,7 +253,7 @@ def test_a_header_alone_says_what_is_refused(tmp_path: Path, llama_file: Path) -
 def test_reading_a_header_imports_no_torch(llama_file: Path) -> None:
     import subprocess
 
-    code = f"import sys; from kvbench.gguf import gguf_config; from pathlib import Path; gguf_config(Path({str(llama_file)!r}));"
+    code = f"import sys; from kvbench.models.gguf import gguf_config; from pathlib import Path; gguf_config(Path({str(llama_file)!r}));"
     asked = subprocess.run(
         [sys.executable, "-c", code + "print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"], capture_output=True, text=True
     )
@@ -318,7 +318,7 @@ def test_a_bit_that_flips_in_a_header_never_ends_otherwise(llama_file: Path, tmp
 
 
 def test_a_file_is_converted_once_and_again_when_it_changes(llama: Any, llama_file: Path, cache: Path) -> None:
-    from kvbench.weights import hash_weights, sha256_of
+    from kvbench.models.weights import hash_weights, sha256_of
 
     stages: list[str] = []
     spec = ModelSpec(str(llama_file))
@@ -348,7 +348,7 @@ def test_a_full_disk_is_said_before_and_while_writing(llama_file: Path, cache: P
     import shutil
     from types import SimpleNamespace
 
-    from kvbench.gguf import convert as conversion
+    from kvbench.models.gguf import convert as conversion
 
     def full(*_: Any) -> Iterator[Any]:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -375,7 +375,7 @@ def test_a_cache_folder_that_cannot_be_written(llama_file: Path, tmp_path: Path,
 def test_the_whole_way_from_file_to_model(llama: Any, llama_file: Path, cache: Path) -> None:
     import torch
 
-    from kvbench.models import load_model
+    from kvbench.models.loading import load_model
 
     loaded = load_model(ModelSpec(str(llama_file), device="cpu", dtype="float32"), seed=0, progress=silent)
     assert torch.equal(logits(loaded.model), logits(llama))

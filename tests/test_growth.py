@@ -15,14 +15,13 @@ import torch
 
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.calibration import provide
-from kvbench.engine.protocol import Runner
-from kvbench.engine.tiny import make_tiny_model
 from kvbench.engine.worker import do
 from kvbench.evaluators.base import Evaluator
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.tiny import make_tiny_model
 from kvbench.methods.base import METHODS, expand, resolve
-from kvbench.spec import MethodSpec, RunSpec
-from kvbench.state import Unit
-from kvbench.weights import silent
+from kvbench.models.weights import silent
+from kvbench.spec import MethodSpec, RunSpec, Unit
 
 
 @contextmanager

@@ -15,14 +15,14 @@ import pytest
 from stub_fixtures import stub_spec, stubbed  # noqa: F401
 from test_supervisor import begin, finish, is_running, status_of, wait_for
 
-from kvbench import events as ev
 from kvbench.engine import runlog, start
+from kvbench.engine.deadlines import FACTOR, LEAST, LEAST_ALONE, Limits
 from kvbench.engine.journal import RunFolder
-from kvbench.engine.limits import FACTOR, LEAST, LEAST_ALONE, Limits
 from kvbench.engine.pipe import JUNK_TOLD, LINE_MOST, Receiver
 from kvbench.engine.runlog import RunLog
 from kvbench.errors import RunFailed
-from kvbench.state import Unit
+from kvbench.record import events as ev
+from kvbench.spec import Unit
 
 pytestmark = pytest.mark.usefixtures("stubbed")
 ALL_DONE = dict.fromkeys(["baseline", "random", "knorm", "int8"], "done")

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_evaluators import record, repeat, weighed
 
-from kvbench import events as ev
-from kvbench import results
 from kvbench.engine.journal import SCHEMA
 from kvbench.evaluators.memory import Memory
-from kvbench.measures import capacities, speeds
+from kvbench.metrics import capacities, speeds
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import RunState, apply, replay
 from kvbench.spec import EvaluatorSpec, RunSpec
-from kvbench.state import RunState, apply, replay
 
 METHODS = ["baseline", "knorm", "int8"]
 COUNTS = {"perplexity": 3, "memory": 2, "speed": 4}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvbench import events as ev
 from kvbench.engine.journal import EVENTS, RunFolder, find_run
 from kvbench.errors import ResourceError, ResultError, RunBusy, UnknownName, UsageError
+from kvbench.record import events as ev
 from kvbench.spec import ModelSpec, RunSpec
 
 

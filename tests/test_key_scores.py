@@ -14,8 +14,8 @@ from kvbench.caches.evicted import best_tokens
 from kvbench.caches.layer import LayerContext, prompt_view
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
-from kvbench.engine.verify import Sizes, conformance
 from kvbench.errors import UsageError
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 

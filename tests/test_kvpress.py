@@ -15,13 +15,13 @@ from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.channels import ThinLayer
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.ragged import RaggedLayer
-from kvbench.corpora import load_windows
-from kvbench.engine.protocol import Runner
-from kvbench.engine.scoring import score
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.scoring import score
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.base import Eviction, Method, resolve
 from kvbench.methods.snapkv import SnapKV
 from kvbench.spec import CorpusSpec, MethodSpec, RunSpec
+from kvbench.texts.corpora import load_windows
 
 GOLDEN: dict[str, Any] = orjson.loads((Path(__file__).parent / "golden" / "kvpress.json").read_bytes())
 SECTIONS = [name for name, facts in GOLDEN.items() if isinstance(facts, dict) and "methods" in facts]

@@ -14,12 +14,12 @@ import torch
 from kvbench.caches.attend import attend
 from kvbench.caches.cache import CacheOptions, Geometry, KVCache, use_kvbench_attention
 from kvbench.caches.pressed import PressedLayer
-from kvbench.engine.audit import Auditor
-from kvbench.engine.protocol import Prompt, Runner
-from kvbench.engine.session import Session
-from kvbench.engine.tiny import make_tiny_config, make_tiny_model
-from kvbench.engine.verify import Sizes, conformance
 from kvbench.errors import UnknownName, UsageError
+from kvbench.instruments.audit import Auditor
+from kvbench.instruments.protocol import Prompt, Runner
+from kvbench.instruments.session import Session
+from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import METHODS, expand, resolve
 from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 
@@ -205,7 +205,7 @@ def test_an_unknown_press_or_parameter_is_answered_with_the_nearest(text: str, n
 
 @installed
 def test_a_ratio_is_refused_where_the_press_has_none() -> None:
-    from kvbench.shape import Shape
+    from kvbench.models.shape import Shape
 
     shape = Shape(layers=2, heads=4, kv_heads=2, head_dim=64, hidden_size=256, vocab_size=128, max_positions=2048)
     resolve(MethodSpec.parse("kvpress:ThinKPress"), RunSpec(compression_ratio=0.7)).check(shape)

@@ -25,9 +25,9 @@ from kvbench.calibration.regression import NormalEquations, best_strength, fit_n
 from kvbench.calibration.replay import cut, output_blocks, replay, targets
 from kvbench.calibration.source import Source
 from kvbench.cli import main
-from kvbench.engine.tiny import make_tiny_model
-from kvbench.engine.verify import Sizes, _Bench, _on_tiny, conformance
 from kvbench.errors import ModelError, UsageError
+from kvbench.instruments.tiny import make_tiny_model
+from kvbench.instruments.verify import Sizes, _Bench, _on_tiny, conformance
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 

@@ -18,11 +18,11 @@ from kvbench.harness.encoding import Ask
 from kvbench.harness.loading import load_tasks
 from kvbench.harness.longbench import MiddleEncoder, harness_name, middle, own_metrics
 from kvbench.harness.requests import Question, questions_of, score
+from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, RunSpec
-from kvbench.weights import silent
 
 if TYPE_CHECKING:
-    from kvbench.models import LoadedModel
+    from kvbench.models.loading import LoadedModel
 
 QUESTION = "WHO asked whom?"
 
@@ -210,8 +210,8 @@ def test_bad_parameters_are_refused(options: dict[str, Any]) -> None:
 def test_a_run_on_the_embedded_model(embedded_model: LoadedModel, tmp_path: Path) -> None:
     """Two subsets, one of them with fewer questions than were asked for; the same prompt for both methods, and its tables."""
     from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-    from kvbench.engine.protocol import Runner
-    from kvbench.engine.session import Session
+    from kvbench.instruments.protocol import Runner
+    from kvbench.instruments.session import Session
     from kvbench.methods.base import resolve
 
     document = "The capital of France is Paris. " * 40

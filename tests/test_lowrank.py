@@ -16,11 +16,11 @@ from kvbench.caches.basis import hadamard
 from kvbench.caches.cache import CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
 from kvbench.caches.ranks import heads_in_group
 from kvbench.calibration import provide
-from kvbench.engine.protocol import Runner
-from kvbench.engine.verify import Sizes, conformance
 from kvbench.errors import UsageError
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import Method, resolve
-from kvbench.shape import Shape
+from kvbench.models.shape import Shape
 from kvbench.spec import MethodSpec, RunSpec
 
 TEXT = torch.randint(3, 128, (512,), generator=torch.Generator().manual_seed(5))

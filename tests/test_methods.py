@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from kvbench.errors import UnknownName, UsageError
-from kvbench.methods.base import CONTROLS, METHODS, expand, must_divide, resolve
-from kvbench.shape import Shape
-from kvbench.spec import MethodSpec, RunSpec
+from kvbench.methods.base import METHODS, expand, must_divide, resolve
+from kvbench.models.shape import Shape
+from kvbench.spec import CONTROLS, MethodSpec, RunSpec
 
 pytestmark = pytest.mark.fast
 SHAPE = Shape(layers=2, heads=4, kv_heads=2, head_dim=64, hidden_size=256, vocab_size=128, max_positions=2048)

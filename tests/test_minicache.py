@@ -15,7 +15,7 @@ from kvbench.caches.merged import MergedLayer, MergedStates, angle, slerp, too_f
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.methods.minicache import MiniCache
-from kvbench.shape import Shape
+from kvbench.models.shape import Shape
 
 B, H, HKV, T, D = 2, 4, 2, 23, 8
 SCALING = D**-0.5

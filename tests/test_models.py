@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from kvbench import models, sources, weights
 from kvbench.errors import ModelError, ResourceError, UnsupportedModel
-from kvbench.shape import Shape, cache_bytes_per_token, check_supported, shape_of
+from kvbench.models import loading as models
+from kvbench.models import sources, weights
+from kvbench.models.shape import Shape, cache_bytes_per_token, check_supported, shape_of
 from kvbench.spec import ModelSpec
 
 pytestmark = pytest.mark.fast
@@ -60,7 +61,16 @@ def load_random(config: dict[str, Any], seed: int = 0, **fields: Any) -> models.
 
 
 def test_importing_is_cheap() -> None:
-    names = ["models", "corpora", "presets", "telemetry", "embedded", "shape", "weights", "engine.environment"]
+    names = [
+        "models.loading",
+        "texts.corpora",
+        "spec.presets",
+        "models.telemetry",
+        "models.embedded",
+        "models.shape",
+        "models.weights",
+        "instruments.environment",
+    ]
     code = (
         ";".join(f"import kvbench.{name}" for name in names)
         + ";import sys;print([m for m in ('torch','transformers','numpy') if m in sys.modules])"
@@ -149,7 +159,7 @@ def test_other_families_are_refused_whatever_their_config_says(name: str, reason
 
 
 def test_code_is_checked_where_the_config_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvbench import shape
+    from kvbench.models import shape
 
     monkeypatch.setattr(shape, "INTERLEAVED_ROPE", set())
     monkeypatch.setattr(shape, "OTHER_ATTENTION", {})
@@ -313,7 +323,7 @@ def test_random_weights_spread_over_devices_equal_a_model_built_in_one_place(tin
     import torch
     from transformers import AutoConfig
 
-    from kvbench.random_weights import spread_random
+    from kvbench.models.random_weights import spread_random
 
     config = AutoConfig.for_model(**{**tiny_config("llama"), "tie_word_embeddings": True, "initializer_range": 0.02})
     spread, whole = spread_random(config, torch.float32, {"cpu": 10**9}), load_random(config.to_dict()).model
@@ -357,8 +367,8 @@ def test_the_embedded_model_is_what_it_should_be(embedded_model: models.LoadedMo
 def test_the_embedded_model_reads_wikitext(embedded_model: models.LoadedModel, data_dir: Path) -> None:
     import torch
 
-    from kvbench.corpora import load_windows
     from kvbench.spec import CorpusSpec, RunSpec
+    from kvbench.texts.corpora import load_windows
 
     spec = RunSpec(corpus=CorpusSpec("wikitext2", str(data_dir)), samples=2, context=512, continuation=512)
     tokens = load_windows(spec, embedded_model.tokenizer, weights.silent).tokens

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from telling import as_read
 
-from kvbench.corpora import open_text
 from kvbench.engine.plan import plan
 from kvbench.errors import CorpusError, UsageError
 from kvbench.evaluators.base import UnitContext
@@ -23,7 +22,8 @@ from kvbench.needles.haystack import Needle as Hidden
 from kvbench.needles.haystack import insert, last_sentence, place
 from kvbench.needles.questions import DIGITS, KINDS, Cell, Score, ask, effective_context, names_in, score, similarity
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
-from kvbench.texts import Text
+from kvbench.texts.corpora import open_text
+from kvbench.texts.documents import Text
 
 SPEC = RunSpec(context=512, continuation=32)
 
@@ -326,8 +326,8 @@ def test_the_embedded_model_finds_its_needles(embedded_model: Any) -> None:
     """Every prompt is as long as asked, the question is no part of what is compressed, and random eviction loses the needle."""
     from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
     from kvbench.engine.plan import resolve_methods
-    from kvbench.engine.protocol import Runner
-    from kvbench.engine.session import Session
+    from kvbench.instruments.protocol import Runner
+    from kvbench.instruments.session import Session
 
     spec = spec_of("needle:lengths=256,depths=0+100", context=256)
     methods = resolve_methods(spec)

@@ -11,10 +11,10 @@ import pytest
 from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
 from kvbench.engine.plan import complete, plan, units_left
-from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import CorpusError, UnknownName, UnsupportedModel, UsageError
-from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
-from kvbench.state import RunState, Unit
+from kvbench.instruments.tiny import make_tiny_config
+from kvbench.record.state import RunState
+from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec, Unit
 
 pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("stubbed")]
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from kvbench import presets
 from kvbench.errors import PresetError, UnknownName, UsageError
-from kvbench.shape import check_supported, shape_of
-from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
+from kvbench.models.shape import check_supported, shape_of
+from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec, presets
 
 PARAMETERS = {  # as published, tied embeddings once
     "smollm2": 134_515_008,
@@ -61,7 +60,7 @@ def test_each_preset_is_a_whole_question(name: str) -> None:
 def test_each_config_builds_the_published_model(name: str) -> None:
     from transformers import AutoConfig
 
-    from kvbench.outline import check_attention, outline_of
+    from kvbench.models.outline import check_attention, outline_of
 
     plain = build(presets.read_preset(name))["model"].config
     config = AutoConfig.for_model(**plain)
@@ -146,6 +145,6 @@ def test_an_installed_package_brings_its_own(tmp_path: Path, monkeypatch: pytest
     inside = tmp_path / "kvbench" / "_presets"
     inside.mkdir(parents=True)
     (inside / "only.toml").write_text('description = "one"\n')
-    monkeypatch.setattr(presets, "__file__", str(tmp_path / "kvbench" / "presets.py"))
+    monkeypatch.setattr(presets, "__file__", str(tmp_path / "kvbench" / "spec" / "presets.py"))
     assert presets.names() == ["only"]
     assert presets.describe("only") == "one"

@@ -12,17 +12,17 @@ import pytest
 import torch
 from test_conformance import SMALLER
 
+from kvbench.budgeting.expected import expected_bytes, is_coupled, says
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.needs import Needs
 from kvbench.caches.scores import best_over_heads
 from kvbench.calibration import stand_ins
-from kvbench.engine.expected import expected_bytes, is_coupled, says
-from kvbench.engine.protocol import Runner
-from kvbench.engine.tiny import make_tiny_model
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.tiny import make_tiny_model
 from kvbench.methods.base import Eviction, Method, expand, resolve
-from kvbench.shape import shape_of
+from kvbench.models.shape import shape_of
 from kvbench.spec import MethodSpec, RunSpec
 
 MORE = [

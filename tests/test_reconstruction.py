@@ -18,21 +18,21 @@ from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.needs import Needs
 from kvbench.caches.pressed import PressedLayer
 from kvbench.calibration import provide
-from kvbench.corpora import Windows
-from kvbench.engine import fidelity
-from kvbench.engine.ladders import rungs
-from kvbench.engine.protocol import Prompt, Runner
-from kvbench.engine.session import Session
 from kvbench.errors import UsageError
 from kvbench.evaluators.attention_similarity import AttentionSimilarity
 from kvbench.evaluators.base import BASELINE, Evaluator, UnitContext, build
 from kvbench.evaluators.reconstruction import Reconstruction
 from kvbench.figures import Grid, Table
-from kvbench.measures import losses
-from kvbench.measures.losses import Loss, Means, Point, boundary
+from kvbench.instruments import fidelity
+from kvbench.instruments.ladders import rungs
+from kvbench.instruments.protocol import Prompt, Runner
+from kvbench.instruments.session import Session
 from kvbench.methods.base import Method, expand, resolve
-from kvbench.shape import shape_of
+from kvbench.metrics import losses
+from kvbench.metrics.losses import Loss, Means, Point, boundary
+from kvbench.models.shape import shape_of
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
+from kvbench.texts.corpora import Windows
 
 TEXT = torch.randint(3, 128, (512,), generator=torch.Generator().manual_seed(5))
 TOKENS = torch.randint(3, 128, (2, 130), generator=torch.Generator().manual_seed(6))
@@ -58,7 +58,7 @@ def runner(tiny_runner: Callable[..., Runner]) -> Runner:
 @pytest.fixture(scope="module")
 def tiny_runner() -> Callable[..., Runner]:
     """A tiny model in float64 with every artefact that the labels here read, and any cache dtype."""
-    from kvbench.engine.tiny import make_tiny_model
+    from kvbench.instruments.tiny import make_tiny_model
 
     model = make_tiny_model("qwen2")
     use_kvbench_attention(model)

@@ -9,12 +9,12 @@ import orjson
 import pytest
 from stub_fixtures import forget_registries, stub_spec, stubbed  # noqa: F401
 
-from kvbench import events as ev
 from kvbench.cli import main
 from kvbench.engine import start
 from kvbench.engine.plan import complete, plan
 from kvbench.errors import UsageError
 from kvbench.methods.base import METHODS, expand
+from kvbench.record import events as ev
 from kvbench.spec import EvaluatorSpec, MethodSpec
 
 METHOD = """
@@ -177,7 +177,7 @@ EVALUATOR = """
 from dataclasses import dataclass
 from typing import ClassVar
 from kvbench.evaluators.base import Evaluator
-from kvbench.state import Unit
+from kvbench.spec import Unit
 @dataclass(frozen=True)
 class M(Evaluator):
     name: ClassVar[str] = "mine"

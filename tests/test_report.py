@@ -16,11 +16,12 @@ import click
 import pytest
 from test_evaluators import made_up
 
-from kvbench import results
 from kvbench.cli import main
 from kvbench.cli.question import spec_of, sweep_of
 from kvbench.cli.run import run
 from kvbench.figures import Grid, Table
+from kvbench.record import results
+from kvbench.record.state import MethodState, RunState
 from kvbench.report import FORMATS, build, write
 from kvbench.report.colours import RAMP, fill, ink
 from kvbench.report.content import Point
@@ -28,7 +29,6 @@ from kvbench.report.question import command_of
 from kvbench.report.scatter import frontier, scatter
 from kvbench.report.text import draw_grids, draw_table, goodness, shade, written
 from kvbench.spec import MethodSpec, RunSpec
-from kvbench.state import MethodState, RunState
 
 EVIL = "<script>alert('x')</script> & \"q\" | `c` *b*"
 AUDIT = {

@@ -9,12 +9,12 @@ import orjson
 import pytest
 from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
-from kvbench import events as ev
-from kvbench import results
 from kvbench.engine.journal import SCHEMA
 from kvbench.errors import ResourceError, ResultError
-from kvbench.state import RunState, replay
-from kvbench.summary import rows
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import RunState, replay
+from kvbench.record.summary import rows
 
 pytestmark = pytest.mark.usefixtures("stubbed")
 METHODS = ["baseline", "knorm"]
@@ -53,7 +53,7 @@ def test_a_result_holds_what_was_measured(result: dict[str, Any]) -> None:
 
 
 def test_a_run_that_is_not_over_is_not_complete(state: RunState) -> None:
-    from kvbench.state import apply
+    from kvbench.record.state import apply
 
     going_on = apply(state, ev.RunResumed(9.0, 1))
     assert results.build(going_on, "mine")["complete"] is False

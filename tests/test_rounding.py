@@ -18,19 +18,19 @@ from kvbench.calibration import provide
 from kvbench.compare.align import Pair
 from kvbench.compare.judge import judge
 from kvbench.compare.thresholds import Threshold, check
-from kvbench.corpora import Windows
-from kvbench.engine.protocol import Runner
-from kvbench.engine.rounding import EVERY, PIECES, SINGLY, movement, prefill, scored_again
-from kvbench.engine.scoring import TokenScores
-from kvbench.engine.session import Session
 from kvbench.evaluators.base import Measured, Summary, UnitContext
 from kvbench.evaluators.perplexity import Perplexity
-from kvbench.measures.rounding import is_within, rounding_of
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.rounding import EVERY, PIECES, SINGLY, movement, prefill, scored_again
+from kvbench.instruments.scoring import TokenScores
+from kvbench.instruments.session import Session
 from kvbench.methods.base import METHODS, expand, resolve
+from kvbench.metrics.rounding import is_within, rounding_of
+from kvbench.models.weights import silent
+from kvbench.record.summary import Row
 from kvbench.report.overview import main_table, rounding_notes
 from kvbench.spec import RunSpec
-from kvbench.summary import Row
-from kvbench.weights import silent
+from kvbench.texts.corpora import Windows
 
 pytestmark = pytest.mark.fast
 
@@ -89,7 +89,7 @@ def test_in_float64_no_row_moves(tiny_model: Callable[..., Any], protocol: str) 
 @pytest.fixture(scope="module")
 def coarse() -> dict[str, Summary]:
     """Qwen2's trouble made small: key biases up to 200, a bf16 cache below float32 products."""
-    from kvbench.engine.tiny import make_tiny_model
+    from kvbench.instruments.tiny import make_tiny_model
 
     model = make_tiny_model("qwen2", torch.float32, num_hidden_layers=12)
     draw = torch.Generator().manual_seed(0)

@@ -20,11 +20,11 @@ from kvbench.evaluators.ruler import LLAMA2_AT_4K, Ruler, effective_context
 from kvbench.figures import Grid, Table
 from kvbench.harness.ruler import DoesNotFit, Made, Supplies, make
 from kvbench.harness.ruler_tasks import Cell, check_tasks, questions_of_made, score_of, sentence_splitter
+from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, RunSpec
-from kvbench.weights import silent
 
 if TYPE_CHECKING:
-    from kvbench.models import LoadedModel
+    from kvbench.models.loading import LoadedModel
 
 NEEDLES = ("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3",
            "niah_multivalue", "niah_multiquery")  # fmt: skip
@@ -225,8 +225,8 @@ def test_tables_and_grids_are_of_the_records() -> None:
 def test_a_run_on_the_embedded_model(embedded_model: LoadedModel) -> None:
     """What fits is asked of both methods, what does not is left out with its reason, and prompts are within their length."""
     from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-    from kvbench.engine.protocol import Runner
-    from kvbench.engine.session import Session
+    from kvbench.instruments.protocol import Runner
+    from kvbench.instruments.session import Session
     from kvbench.methods.base import resolve
 
     spec = spec_of(tasks="niah_single_2+vt", lengths="384", samples=1, max_gen_toks=6, filler="reference")

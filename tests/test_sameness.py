@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from kvbench import events as ev
-from kvbench import results
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.displays.table import render
 from kvbench.engine.journal import SCHEMA
-from kvbench.engine.kept import mark, written
-from kvbench.engine.protocol import Runner
-from kvbench.measures.sameness import first_alike, mark_of
+from kvbench.instruments.kept_tokens import mark, written
+from kvbench.instruments.protocol import Runner
 from kvbench.methods.base import expand, resolve
+from kvbench.metrics.sameness import first_alike, mark_of
+from kvbench.metrics.stats import histogram, histogram_to_json, kl_bin_index
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import RunState, apply
 from kvbench.report.content import build
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
-from kvbench.state import RunState, apply
-from kvbench.stats import histogram, histogram_to_json, kl_bin_index
 
 pytestmark = pytest.mark.fast
 EVICTIONS = ("streaming_llm", "lagkv", "snapkv:window=16", "pyramidkv:window=16", "knorm", "random", "tova", "snapkv:window=16,decode=hold")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvbench.engine import scoring
-from kvbench.engine.scoring import TokenScores, score
+from kvbench.instruments import scoring
+from kvbench.instruments.scoring import TokenScores, score
 
 pytestmark = pytest.mark.fast
 B, S, WIDTH, VOCABULARY = 2, 37, 24, 211

@@ -13,13 +13,13 @@ import orjson
 import pytest
 from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
-from kvbench import events as ev
-from kvbench import results
 from kvbench.engine.journal import SCHEMA
-from kvbench.shared import Sharing
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.redacted import Sharing
+from kvbench.record.state import RunState, replay
+from kvbench.record.summary import rows
 from kvbench.spec import CorpusSpec, ModelSpec, RunSpec
-from kvbench.state import RunState, replay
-from kvbench.summary import rows
 
 TOKEN = "hf_abcdefghijklmnop"
 

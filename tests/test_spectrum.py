@@ -13,15 +13,15 @@ from telling import as_read
 from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, Geometry, decoder_of, use_kvbench_attention
-from kvbench.corpora import Windows
-from kvbench.engine.protocol import Runner
-from kvbench.engine.session import Session
-from kvbench.engine.spectra import Spread, components_for, effective_rank, kept_share, participation_ratio
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import BASELINE, UnitContext, build
 from kvbench.evaluators.spectrum import Spectrum
 from kvbench.figures import Grid, Table
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.session import Session
+from kvbench.instruments.spectra import Spread, components_for, effective_rank, kept_share, participation_ratio
 from kvbench.spec import EvaluatorSpec, RunSpec
+from kvbench.texts.corpora import Windows
 
 TOKENS = torch.randint(3, 128, (3, 70), generator=torch.Generator().manual_seed(6))
 CONTEXT = 60
@@ -75,7 +75,7 @@ class Seen(UnitContext):
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    from kvbench.engine.tiny import make_tiny_model
+    from kvbench.instruments.tiny import make_tiny_model
 
     made = make_tiny_model("qwen2")
     use_kvbench_attention(made)

@@ -11,32 +11,32 @@ import pytest
 import torch
 from telling import Told
 
-from kvbench import presets, telemetry
 from kvbench.caches.cache import Geometry, use_kvbench_attention
 from kvbench.caches.needs import Needs
 from kvbench.cli import main
 from kvbench.cli.speed import timing_of
 from kvbench.compare.align import Pair, _unlike
-from kvbench.engine.decode import decoder_for
-from kvbench.engine.fill import DrawnObserver, random_cache
-from kvbench.engine.protocol import Runner
-from kvbench.engine.roofline import Roofline, copy_bandwidth, folded_difference, weight_bytes
-from kvbench.engine.room import OverBudget, attempt, is_out_of_memory
-from kvbench.engine.session import Session
-from kvbench.engine.stopwatch import Stopwatch
-from kvbench.engine.tiny import make_tiny_config, make_tiny_model
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import Measured, build
-from kvbench.evaluators.points import Point
 from kvbench.evaluators.speed import Speed
+from kvbench.instruments.decode import decoder_for
+from kvbench.instruments.filled_cache import DrawnObserver, random_cache
+from kvbench.instruments.out_of_memory import OverBudget, attempt, is_out_of_memory
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.roofline import Roofline, copy_bandwidth, folded_difference, weight_bytes
+from kvbench.instruments.session import Session
+from kvbench.instruments.stopwatch import Stopwatch
+from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
 from kvbench.methods.base import expand, resolve
 from kvbench.methods.random import Random
-from kvbench.models import LoadedModel
-from kvbench.results import build as build_result
-from kvbench.shape import shape_of
-from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
-from kvbench.state import RunState
-from kvbench.summary import rows
+from kvbench.metrics.points import Point
+from kvbench.models import telemetry
+from kvbench.models.loading import LoadedModel
+from kvbench.models.shape import shape_of
+from kvbench.record.results import build as build_result
+from kvbench.record.state import RunState
+from kvbench.record.summary import rows
+from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec, presets
 
 LABELS = ["baseline", "random", "int8", "kivi:bits=2,group=16,residual=16", "snapkv:window=8", "v_lowrank:8"]
 
@@ -143,7 +143,7 @@ def test_a_cache_that_the_fused_path_took_in_vain_is_made_again(monkeypatch: pyt
         raise NotFused("no decoder for this model")
 
     monkeypatch.setattr(fused, "FusedDecoder", refuse)
-    monkeypatch.setattr("kvbench.engine.decode.unfit", lambda session: "")
+    monkeypatch.setattr("kvbench.instruments.decode.unfit", lambda session: "")
     make: Callable[[], Any] = lambda: session.runner.compress(session.methods["baseline"], prompt)  # noqa: E731
     decoder = decoder_for(session, "baseline", make(), path="auto", reserve=3, again=make)
     decoder.start(prompt.last_hidden)
@@ -199,7 +199,7 @@ def test_folded_projections_are_read_in_place_of_the_modules_own(path: Any) -> N
 
 
 def test_bandwidth_counts_bytes_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kvbench.engine import roofline
+    from kvbench.instruments import roofline
 
     def one_second(device: torch.device, action: Callable[[], None]) -> tuple[None, float]:
         action()
@@ -420,9 +420,9 @@ def test_the_report_and_the_table_say_it() -> None:
 
 
 def _state(spec: RunSpec, records: dict[str, Any]) -> RunState:
-    from kvbench import events as ev
     from kvbench.engine.journal import SCHEMA
-    from kvbench.state import replay
+    from kvbench.record import events as ev
+    from kvbench.record.state import replay
 
     units = [{"id": "speed/0", "evaluator": "speed", "index": 0, "methods": list(records), "steps": 1}]
     told = [ev.RecordMade(2.0, "speed/0", "speed", label, key, data) for label, of in records.items() for key, data in of.items()]

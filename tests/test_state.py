@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kvbench import events as ev
 from kvbench.engine.journal import SCHEMA
+from kvbench.record import events as ev
+from kvbench.record.state import RunState, apply, replay
 from kvbench.spec import RunSpec
-from kvbench.state import RunState, apply, replay
 
 import pytest  # isort: skip
 

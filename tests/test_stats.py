@@ -10,8 +10,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from kvbench import distributions as dist
-from kvbench import stats
+from kvbench.metrics import distributions as dist
+from kvbench.metrics import stats
 
 RNG = np.random.default_rng(0)
 

@@ -14,8 +14,8 @@ import pytest
 
 from kvbench.cli import main
 from kvbench.engine.journal import EVENTS, RunFolder
-from kvbench.events import NoteWritten, encode
 from kvbench.printable import FALLBACK, printable
+from kvbench.record.events import NoteWritten, encode
 
 REFERENCE = Path(__file__).parents[1] / "bench_results" / "reference"
 ORDERS = "\x1b[31m\x9b2J\x07\r\u202e\u2066\x1b]0;owned\x07\x7f"
@@ -160,7 +160,7 @@ def test_a_live_display_writes_no_orders(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_dashboard_is_given_nothing_that_orders_a_terminal_about() -> None:
-    from kvbench import events as ev
+    from kvbench.record import events as ev
     from kvbench.spec import RunSpec
     from kvbench.tui.reading import Reading
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from stub_fixtures import HOME, forget_registries, stub_spec, stubbed  # noqa: F401
 
-from kvbench import events as ev
-from kvbench import results
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder
-from kvbench.engine.tiny import make_tiny_config
 from kvbench.errors import ModelError, RunBusy, RunFailed
+from kvbench.instruments.tiny import make_tiny_config
+from kvbench.record import events as ev
+from kvbench.record import results
 from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 
 pytestmark = pytest.mark.usefixtures("stubbed")
@@ -259,7 +259,7 @@ def test_the_supervisor_outlives_the_process_that_started_it(tmp_path: Path) -> 
 def test_a_real_tiny_model_survives_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine itself, no stub: exact bytes after SIGKILL of a worker and of a supervisor are those of a calm run."""
     monkeypatch.setenv("PYTHONPATH", str(HOME))
-    for name in ("kvbench.engine.session", "kvbench.evaluators.audit"):
+    for name in ("kvbench.instruments.session", "kvbench.evaluators.audit"):
         monkeypatch.delitem(sys.modules, name)
     forget_registries()
     model = ModelSpec(id="tiny", random_weights=True, config=make_tiny_config("qwen2"), device="cpu", dtype="float32")

@@ -201,10 +201,10 @@ def scored(tiny_model: Any, protocol: str, context: int, lengths: str, tokens: t
     from types import SimpleNamespace
 
     from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-    from kvbench.corpora import Windows
-    from kvbench.engine.protocol import Runner
-    from kvbench.engine.session import Session
+    from kvbench.instruments.protocol import Runner
+    from kvbench.instruments.session import Session
     from kvbench.methods.base import expand, resolve
+    from kvbench.texts.corpora import Windows
 
     evaluator = Perplexity(context=lengths)
     spec = RunSpec(methods=expand(["knorm"]), samples=2, context=context, continuation=8, protocol=protocol)  # type: ignore[arg-type]

@@ -15,9 +15,6 @@ from telling import Told
 from torch import nn
 
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-from kvbench.engine.protocol import Runner
-from kvbench.engine.session import Session
-from kvbench.engine.tiny import make_tiny_model
 from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.evaluators.base import build
 from kvbench.evaluators.tasks import IN_A_UNIT, SHARDS, Tasks
@@ -26,13 +23,16 @@ from kvbench.harness.answering import reply
 from kvbench.harness.encoding import Encoder
 from kvbench.harness.loading import load_tasks
 from kvbench.harness.requests import Question
+from kvbench.instruments.protocol import Runner
+from kvbench.instruments.session import Session
+from kvbench.instruments.tiny import make_tiny_model
 from kvbench.methods.base import expand, resolve
+from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, RunSpec
-from kvbench.tokens import Reader
-from kvbench.weights import silent
+from kvbench.texts.tokens import Reader
 
 if TYPE_CHECKING:
-    from kvbench.models import LoadedModel
+    from kvbench.models.loading import LoadedModel
 
 FEWSHOT, LONGEST = 2, 32
 """Of gsm8k, for both sides: its own 5 examples and 256 tokens would take minutes."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kvbench import telemetry
-from kvbench.telemetry import Sampler, cuda_indices, device_memory_used, resident_bytes
+from kvbench.models import telemetry
+from kvbench.models.telemetry import Sampler, cuda_indices, device_memory_used, resident_bytes
 
 
 class FakeNvml:

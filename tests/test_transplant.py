@@ -15,9 +15,9 @@ from torch import Tensor
 from kvbench.caches.attend import attend
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import Part
-from kvbench.engine.audit import Auditor, Verdict
-from kvbench.engine.session import Session
-from kvbench.engine.tiny import make_tiny_config
+from kvbench.instruments.audit import Auditor, Verdict
+from kvbench.instruments.session import Session
+from kvbench.instruments.tiny import make_tiny_config
 from kvbench.methods.base import Eviction, Method, expand, resolve
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
 

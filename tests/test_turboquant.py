@@ -16,10 +16,10 @@ from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.packing import pack, unpack
 from kvbench.caches.turbo import TurboLayer, TurboStore, draw_frame
-from kvbench.engine.verify import Sizes, conformance
 from kvbench.errors import UsageError
+from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import resolve
-from kvbench.shape import Shape
+from kvbench.models.shape import Shape
 from kvbench.spec import MethodSpec, RunSpec
 
 CPU = torch.device("cpu")
@@ -165,7 +165,7 @@ def test_the_residual_step_makes_inner_products_unbiased(bits: int) -> None:
 
 
 def test_without_it_one_bit_shrinks_inner_products() -> None:
-    """§3.2: by 2/π in high dimensions; here by d · c² with the exact centroid c."""
+    """3.2: by 2/π in high dimensions; here by d · c² with the exact centroid c."""
     error, shrunk = errors(1, residual=False), DIM * lloyd_max(DIM, 1)[1] ** 2
     assert shrunk == pytest.approx(2 / pi, abs=0.03)
     bias = error - (shrunk - 1) * 0.6

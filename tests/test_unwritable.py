@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from kvbench import events as ev
 from kvbench.cli import main
 from kvbench.engine import pipe
 from kvbench.engine.pipe import Receiver, Sender
 from kvbench.engine.telling import Context
 from kvbench.errors import TOLD_MOST, ResultError, told
-from kvbench.reading import figures_of
-from kvbench.state import Unit
+from kvbench.record import events as ev
+from kvbench.record.unreadable import figures_of
+from kvbench.spec import Unit
 
 MARK = "beefbeefbeefbeef"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kvbench.caches.cache import Artefacts, Geometry
     from kvbench.calibration.source import Stage
-    from kvbench.shape import Shape
+    from kvbench.models.shape import Shape
 
 KINDS = ("bases", "surrogate")
 """Modules of this package, one a kind of artefact."""

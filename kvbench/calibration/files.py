@@ -16,7 +16,7 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], weights_hash: str) -
     """Write ``tensors`` whole or not at all, with the hash of the weights they belong to."""
     from safetensors.torch import save
 
-    from kvbench.weights import write_atomically
+    from kvbench.models.weights import write_atomically
 
     held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(file, save(held, metadata={WEIGHTS: weights_hash}))

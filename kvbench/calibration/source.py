@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvbench.caches.cache import capture_cache, captured, decoder_of
 from kvbench.caches.needs import Needs
-from kvbench.tokens import reader_of
+from kvbench.texts.tokens import reader_of
 
 if TYPE_CHECKING:
     from kvbench.caches.cache import Geometry

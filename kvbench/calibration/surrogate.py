@@ -1,4 +1,4 @@
-"""Surrogates of KVzap (arXiv 2601.07891, §3): calibrated here, or NVIDIA's published weights. One file a model and kind.
+"""Surrogates of KVzap (arXiv 2601.07891, 3): calibrated here, or NVIDIA's published weights. One file a model and kind.
 
 Names are ``surrogate:WHICH/PART``, the parts those of :mod:`kvbench.caches.surrogate`. WHICH is ``linear`` (ridge
 regression), ``mlp`` (two layers), or the hub id or folder of published weights: safetensors that hold
@@ -22,15 +22,15 @@ from kvbench.caches.surrogate import PARTS
 from kvbench.calibration.files import load_tensors, save_tensors
 from kvbench.calibration.regression import NormalEquations, Parts, best_strength, fit_network, spread
 from kvbench.calibration.replay import SAMPLES, Pair, cut, replay
-from kvbench.checkpoint import weight_files
 from kvbench.errors import ModelError
-from kvbench.sources import find_source
+from kvbench.models.checkpoint import weight_files
+from kvbench.models.sources import find_source
 from kvbench.spec import ModelSpec
 
 if TYPE_CHECKING:
     from kvbench.caches.cache import Artefacts
     from kvbench.calibration.source import Source
-    from kvbench.shape import Shape
+    from kvbench.models.shape import Shape
 
 PREFIX = "surrogate:"
 KINDS = ("linear", "mlp")

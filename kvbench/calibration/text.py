@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvbench.corpora import open_text
 from kvbench.errors import CorpusError
+from kvbench.texts.corpora import open_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -58,10 +58,10 @@ def _source(spec: ModelSpec, tokens: int) -> Source:
     from kvbench.caches.cache import Geometry, embeddings_of, use_kvbench_attention
     from kvbench.calibration.source import Source
     from kvbench.calibration.text import calibration_tokens
-    from kvbench.models import load_model
-    from kvbench.shape import check_supported
-    from kvbench.tokens import reader_of
-    from kvbench.weights import cache_folder
+    from kvbench.models.loading import load_model
+    from kvbench.models.shape import check_supported
+    from kvbench.models.weights import cache_folder
+    from kvbench.texts.tokens import reader_of
 
     loaded = load_model(spec, seed=0, progress=_stage)
     check_supported(loaded.config)

@@ -15,8 +15,8 @@ from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import find_run
 from kvbench.errors import ExitCode
 from kvbench.printable import printable_data
-from kvbench.reading import figures_of
-from kvbench.results import load
+from kvbench.record.results import load
+from kvbench.record.unreadable import figures_of
 
 _COLOURS = {"better": "green", "worse": "red", "differs": "yellow", "not comparable": "magenta"}
 

@@ -13,7 +13,7 @@ from kvbench.displays.streams import talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder
 from kvbench.errors import ExitCode
-from kvbench.reading import figures_of
+from kvbench.record.unreadable import figures_of
 
 
 def resume_command(folder: RunFolder) -> str:

@@ -13,7 +13,7 @@ import orjson
 from kvbench.displays.streams import put
 
 if TYPE_CHECKING:
-    from kvbench.registry import Registry
+    from kvbench.spec.registry import Registry
 
 UNUSABLE = "cannot be used"
 """The family of plug-ins that are broken."""
@@ -56,8 +56,8 @@ def _broken(registry: Registry[Any]) -> list[dict[str, Any]]:
 
 def _evaluators() -> list[dict[str, Any]]:
     from kvbench.evaluators.base import facts
-    from kvbench.suites import SUITES, TITLES, members
-    from kvbench.summary import EVALUATORS
+    from kvbench.evaluators.registered import EVALUATORS
+    from kvbench.spec.suites import SUITES, TITLES, members
 
     suites = [
         {"name": name, "title": TITLES[name], "family": "suites", "parameters": [], "evaluators": [m.label for m in members(name)]}
@@ -68,13 +68,13 @@ def _evaluators() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from kvbench import presets
+    from kvbench.spec import presets
 
     return [{"name": name, "title": presets.describe(name)} for name in presets.names()]
 
 
 def _corpora() -> list[dict[str, Any]]:
-    from kvbench.corpora import CORPORA
+    from kvbench.texts.corpora import CORPORA
 
     return [{"name": name, "title": corpus.title} for name, corpus in CORPORA.items()]
 

@@ -8,15 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvbench import factors
-from kvbench.ahead import config_ahead
-from kvbench.budgets import written
-from kvbench.engine.budget import Solution, solve
-from kvbench.engine.expected import ShapeScale, Unknown, expected_bytes
+from kvbench.budgeting.expected import ShapeScale, Unknown, expected_bytes
+from kvbench.budgeting.solver import Solution, solve
 from kvbench.engine.plan import Plan, complete, plan
 from kvbench.formats import NONE, TIMES, fixed, size
-from kvbench.shape import Config, Shape, shape_of
+from kvbench.metrics import factors
+from kvbench.models.ahead import config_ahead
+from kvbench.models.shape import Config, Shape, shape_of
 from kvbench.spec import RunSpec, auto_cache_dtype
+from kvbench.spec.budgets import written
 
 if TYPE_CHECKING:
     from kvbench.methods.base import Method

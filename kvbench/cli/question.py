@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kvbench import presets, sweeps
+from kvbench import sweeps
 from kvbench.engine.plan import complete, refuse_taken
 from kvbench.errors import UsageError
-from kvbench.methods.base import CONTROLS, expand, left_out, named
-from kvbench.shape import shape_of
-from kvbench.spec import EvaluatorSpec, RunSpec, split_list
+from kvbench.methods.base import expand, left_out, named
+from kvbench.models.shape import shape_of
+from kvbench.spec import CONTROLS, EvaluatorSpec, RunSpec, presets, split_list
 
 IN_MODEL = ("dtype", "cache_dtype", "device", "random_weights", "revision")
 IN_CORPUS = ("data_dir", "stride", "bos")

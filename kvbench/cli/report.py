@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from kvbench import results
 from kvbench.cli import options
 from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import find_run
 from kvbench.errors import ResourceError, UsageError
 from kvbench.files import write_whole
 from kvbench.printable import printable
-from kvbench.reading import figures_of
+from kvbench.record import results
+from kvbench.record.unreadable import figures_of
 from kvbench.report import FORMATS, write
 
 _BY_NAME = {".html": "html", ".htm": "html", ".md": "markdown", ".txt": "text"}

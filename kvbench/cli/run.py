@@ -9,7 +9,6 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from kvbench import results
 from kvbench.cli import options
 from kvbench.cli.following import conclude, drive
 from kvbench.cli.question import spec_of
@@ -18,7 +17,8 @@ from kvbench.displays.streams import put, talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder, find_run
 from kvbench.errors import ExitCode, UsageError
-from kvbench.gguf.early import refuse_early
+from kvbench.models.gguf.early import refuse_early
+from kvbench.record import results
 from kvbench.spec import RunSpec
 
 WITH_RESUME = frozenset({"resume", "display", "output", "output_dir"})

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from kvbench import results
 from kvbench.cli import options
 from kvbench.displays.figures import called, render_run
 from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import EVENTS, find_run
 from kvbench.errors import ResultError
-from kvbench.reading import figures_of
-from kvbench.state import RunState, replay
+from kvbench.record import results
+from kvbench.record.state import RunState, replay
+from kvbench.record.unreadable import figures_of
 
 
 @click.command()

@@ -23,7 +23,7 @@ def verify(context: click.Context, method: str, model: str | None) -> None:
     """
     from tabulate import tabulate
 
-    from kvbench.engine.verify import verify as run_checks
+    from kvbench.instruments.verify import verify as run_checks
 
     checks = run_checks(method, _stage, model=ModelSpec(id=model) if model else None)
     rows = [["ok" if c.passed else "FAILED", c.name, _figure(c.figure), _figure(c.limit), c.detail] for c in checks]

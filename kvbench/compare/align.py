@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvbench.compare.sides import MethodResult, Side
-from kvbench.evaluators.base import Measured
+from kvbench.metrics.measured import Measured
 
 TEXT = ("weights", "text", "windows")
 READING = ("protocol", "chunk_size", "context", "continuation")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from kvbench.compare.figures import both, change_text, interval_text, p_text, unit_of
 from kvbench.compare.judge import WORDS, Finding
-from kvbench.measures.paired import BOOTSTRAP, MCNEMAR, SIGN, STUDENT
+from kvbench.metrics.paired import BOOTSTRAP, MCNEMAR, SIGN, STUDENT
 
 Cell = Literal["heading", "quiet", "better", "worse", "differs", "not comparable"]
 _HOW = {"exact": "by value", "paired": "not tested", "noisy": "medians of repeats, Mann-Whitney"}

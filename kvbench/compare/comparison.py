@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvbench import factors
 from kvbench.compare.align import differing, pairs
 from kvbench.compare.judge import Finding, judge
 from kvbench.compare.sides import Side
-from kvbench.measures.paired import ALPHA
+from kvbench.metrics import factors
+from kvbench.metrics.paired import ALPHA
 
 
 @dataclass(frozen=True)

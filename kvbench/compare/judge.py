@@ -9,7 +9,7 @@ paired     the test of its kind of       mean difference over shared samples;   
 noisy      Mann-Whitney U, p < 0.05      change of medians                      shifts that the same test does not reject
 =========  ============================  =====================================  ============================================
 
-Kinds of samples and their tests are those of a run's own tables (:mod:`kvbench.measures.paired`). A paired difference that is
+Kinds of samples and their tests are those of a run's own tables (:mod:`kvbench.metrics.paired`). A paired difference that is
 smaller than what rounding alone does to either figure is not shown, whatever its p.
 
 Relative changes take A's own value as the unit and do not widen the interval for A's error; on a log scale (perplexity)
@@ -28,11 +28,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvbench.compare.align import Pair
-from kvbench.evaluators.base import Measured
-from kvbench.measures.apart import kind
-from kvbench.measures.paired import ALPHA, EQUAL, MCNEMAR, paired, shared
-from kvbench.measures.rounding import is_within
-from kvbench.stats import holm, mann_whitney, median, shift_interval, smallest_p
+from kvbench.metrics.apart import kind
+from kvbench.metrics.measured import Measured
+from kvbench.metrics.paired import ALPHA, EQUAL, MCNEMAR, paired, shared
+from kvbench.metrics.rounding import is_within
+from kvbench.metrics.stats import holm, mann_whitney, median, shift_interval, smallest_p
 
 RANKS = "Mann-Whitney"
 _ROUNDED = "smaller than what rounding does"

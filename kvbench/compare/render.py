@@ -15,7 +15,7 @@ import orjson
 from kvbench.compare.blocks import Cell, block_rows, cut, heading, shared_line
 from kvbench.compare.comparison import Comparison
 from kvbench.compare.judge import WORDS, Finding, Verdict
-from kvbench.measures.paired import ALPHA
+from kvbench.metrics.paired import ALPHA
 
 Paint = Callable[[str, Cell], str]
 """Colours a table cell or heading by its kind; the identity writes plain text."""

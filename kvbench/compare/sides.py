@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from kvbench import factors
 from kvbench.errors import ResultError
-from kvbench.evaluators.base import Measured
+from kvbench.metrics import factors
+from kvbench.metrics.measured import Measured
 
 Key = tuple[str, str]
 """(metric, point)."""
@@ -53,7 +53,7 @@ class Side:
 
 
 def side_of(result: Mapping[str, Any]) -> Side:
-    """Read a loaded result (``kvbench.results.load``).
+    """Read a loaded result (``kvbench.record.results.load``).
 
     Raises:
         ResultError: a row or a measured figure is of the wrong shape.

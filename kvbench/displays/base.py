@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TextIO
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
 from kvbench.errors import UsageError
-from kvbench.state import RunState
+from kvbench.record.state import RunState
 
 Outcome = Literal["over", "detached", "cancel"]
 """The run is over; the user left and it goes on; the user asked for its end."""

@@ -10,9 +10,9 @@ from kvbench.displays.table import render as render_table
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import DEFAULT_OUTPUT
 from kvbench.figures import Figure, Grid, Table
+from kvbench.record.state import RunState
+from kvbench.record.summary import figures
 from kvbench.report.text import WIDTH, draw, grouped
-from kvbench.state import RunState
-from kvbench.summary import figures
 
 ROWS = 16
 """Rows of a table that are printed, where it has more than the run has methods."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kvbench import results
 from kvbench.displays.base import Outcome, drain
 from kvbench.displays.streams import put
 from kvbench.engine.journal import RunFolder
-from kvbench.state import RunState
+from kvbench.record import results
+from kvbench.record.state import RunState
 
 
 class Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvbench.displays.base import Outcome, drain
 from kvbench.engine.journal import RunFolder
-from kvbench.state import RunState
+from kvbench.record.state import RunState
 
 
 class Nothing:

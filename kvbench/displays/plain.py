@@ -6,9 +6,6 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-from kvbench import events as ev
-from kvbench import factors
-from kvbench.budgets import written
 from kvbench.displays.base import Outcome
 from kvbench.displays.figures import called, render_run
 from kvbench.displays.streams import put
@@ -16,9 +13,12 @@ from kvbench.displays.table import header
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
 from kvbench.formats import TIMES, duration, fixed, size
+from kvbench.metrics import factors
 from kvbench.printable import printable
-from kvbench.state import RunState
-from kvbench.summary import cache_dtype_of
+from kvbench.record import events as ev
+from kvbench.record.state import RunState
+from kvbench.record.summary import cache_dtype_of
+from kvbench.spec.budgets import written
 
 STAGE_STEP = 0.25
 """Fraction of a stage after which a line tells its progress where lines cannot be rewritten."""

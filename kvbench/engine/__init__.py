@@ -1,1 +1,1 @@
-"""The run itself: plan, supervisor, worker, and the protocol by which tokens pass through caches."""
+"""The run itself: plan, supervisor, worker, and the journal between them."""

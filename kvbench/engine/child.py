@@ -11,11 +11,11 @@ import sys
 import time
 from contextlib import suppress
 
-from kvbench import events as ev
 from kvbench.engine import strays
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.pipe import PIPE_LOST, Receiver
 from kvbench.engine.runlog import RunLog
+from kvbench.record import events as ev
 
 GRACE = 5.0
 """Seconds between asking a worker to end and killing it."""

@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from kvbench.engine.room import is_out_of_memory
 from kvbench.errors import KvbenchError, ResourceError, RunFailed, told
+from kvbench.instruments.out_of_memory import is_out_of_memory
 
 
 def not_finite(data: Any, name: str = "value") -> str | None:

@@ -20,12 +20,12 @@ from uuid import uuid4
 
 import orjson
 
-from kvbench import events as ev
 from kvbench.engine.tail import SCHEMA, Tail
 from kvbench.errors import KvbenchError, ResourceError, ResultError, RunBusy, UnknownName, UsageError
 from kvbench.files import read_bytes
+from kvbench.record import events as ev
+from kvbench.record.state import RunState, replay
 from kvbench.spec import RunSpec
-from kvbench.state import RunState, replay
 
 __all__ = ["EVENTS", "LOG", "RESULT", "SCHEMA", "SPEC", "Journal", "RunFolder", "Tail", "find_run", "is_run", "run_names"]
 

@@ -7,15 +7,16 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kvbench import events as ev
 from kvbench.engine.failures import cannot_open, classify
 from kvbench.engine.plan import units_left
 from kvbench.engine.telling import Emitter
-from kvbench.state import RunState, Unit
+from kvbench.record import events as ev
+from kvbench.record.state import RunState
+from kvbench.spec import Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.scale import PromptScale
-    from kvbench.engine.session import Session
+    from kvbench.budgeting.weighing import PromptScale
+    from kvbench.instruments.session import Session
     from kvbench.methods.base import Method
     from kvbench.spec import MethodSpec, RunSpec
 
@@ -29,7 +30,7 @@ def meet_budgets(spec: RunSpec, session: Session, state: RunState, emit: Emitter
     asked = [m for m in spec.methods if m.budget is not None and state.methods[m.label].budget is None and m.label not in failed]
     if not asked:
         return session
-    from kvbench.engine.scale import PromptScale
+    from kvbench.budgeting.weighing import PromptScale
 
     try:
         scale = PromptScale.of(session, [m.label for m in asked])
@@ -47,7 +48,7 @@ def meet_budgets(spec: RunSpec, session: Session, state: RunState, emit: Emitter
 
 def _meet_budget(spec: MethodSpec, session: Session, scale: PromptScale, unit: Unit, emit: Emitter, failed: set[str]) -> Method:
     """The method as its budget turned it; one that breaks while it is weighed fails in the ``unit`` to come."""
-    from kvbench.engine.budget import solve
+    from kvbench.budgeting.solver import solve
 
     try:
         found = solve(spec, session.spec, session.loaded.shape, scale)

@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-from kvbench import events as ev
 from kvbench.errors import ExitCode, ResultError
+from kvbench.record import events as ev
 
 LINE_MOST = 16 << 20
 """Bytes of a line that are kept while its end has not come: many times the longest event."""

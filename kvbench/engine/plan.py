@@ -11,18 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvbench import suites
 from kvbench.errors import CorpusError, UsageError
-from kvbench.evaluators.base import BASELINE, Evaluator
-from kvbench.registry import asking
-from kvbench.shape import Config, shape_of
-from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
-from kvbench.state import RunState, Unit
-from kvbench.summary import EVALUATORS, evaluators_of
+from kvbench.evaluators.base import Evaluator
+from kvbench.evaluators.registered import EVALUATORS, evaluators_of
+from kvbench.models.shape import Config, shape_of
+from kvbench.record.state import RunState
+from kvbench.spec import BASELINE, EvaluatorSpec, MethodSpec, RunSpec, Unit, suites
+from kvbench.spec.registry import asking
 
 if TYPE_CHECKING:
-    from kvbench.events import BudgetSolved
     from kvbench.methods.base import Method
+    from kvbench.record.events import BudgetSolved
 
 AUDIT = EvaluatorSpec("audit")
 
@@ -46,7 +45,7 @@ def complete(spec: RunSpec) -> RunSpec:
 
     asked = [m.label for m in spec.methods] or ["all"]
     methods = expand(asked, spec.budget, spec.protocol)
-    evaluators = suites.expand(spec.evaluators or [EvaluatorSpec(suites.DEFAULT)])
+    evaluators = suites.expand(spec.evaluators or [EvaluatorSpec(suites.DEFAULT)], EVALUATORS.names())
     notes = (*spec.notes, *left_out(asked, spec.budget, spec.protocol))
     return spec.with_changes(methods=methods, evaluators=evaluators, notes=notes).validate()
 
@@ -160,14 +159,14 @@ def _check_model(spec: RunSpec, config: Config | None, methods: Mapping[str, Met
     """What a known config already refuses; other models are checked when they are loaded."""
     if config is None:
         return
-    from kvbench.engine.fit import check_fit
+    from kvbench.instruments.fit import check_fit
 
-    check_fit(spec, methods, config, shape_of(config))
+    check_fit(spec, methods, evaluators_of(spec), config, shape_of(config))
 
 
 def _check_corpus(spec: RunSpec) -> None:
     """What can be said of the text before it is read."""
-    from kvbench.corpora import CORPORA, open_text
+    from kvbench.texts.corpora import CORPORA, open_text
 
     name = spec.corpus.name
     text = open_text(name, spec.corpus.data_dir)

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from kvbench import events as ev
 from kvbench.errors import KvbenchError
-from kvbench.schema import check_audit, check_corpus, check_environment, check_model, check_record
-from kvbench.spec import MethodSpec, RunSpec
-from kvbench.state import Unit
+from kvbench.record import events as ev
+from kvbench.record.schema import check_audit, check_corpus, check_environment, check_model, check_record
+from kvbench.spec import MethodSpec, RunSpec, Unit
 
 LATEST = 1e11
 """Seconds since the epoch beyond which no event happens (the year 5138)."""
@@ -230,7 +229,7 @@ def _check_plan(event: ev.RunStarted) -> None:
 
 def _reading_text(spec: RunSpec) -> frozenset[str]:
     """Names of the evaluators that score the corpus."""
-    from kvbench.summary import evaluators_of
+    from kvbench.evaluators.registered import evaluators_of
 
     try:
         return frozenset(e.name for e in evaluators_of(spec) if e.needs_text)

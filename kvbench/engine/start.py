@@ -12,14 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from kvbench import errors, results
-from kvbench import events as ev
+from kvbench import errors
 from kvbench.engine import strays
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.plan import complete, plan, refuse_taken
 from kvbench.errors import ExitCode, KvbenchError, RunBusy, RunFailed
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import RunState, apply
 from kvbench.spec import RunSpec
-from kvbench.state import RunState, apply
 
 POLL = 0.1
 STOP_WITHIN = 20.0

@@ -14,22 +14,23 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import kvbench
-from kvbench import events as ev
-from kvbench import results
 from kvbench.engine import strays
 from kvbench.engine.child import Child
+from kvbench.engine.deadlines import Flight, Limits
 from kvbench.engine.journal import SCHEMA, Journal, RunFolder
-from kvbench.engine.limits import Flight, Limits
 from kvbench.engine.plan import plan, units_left
 from kvbench.errors import ExitCode, KvbenchError, ResultError, told
-from kvbench.evaluators.base import BASELINE
-from kvbench.state import RunState, apply, replay
-from kvbench.telemetry import Sampler
+from kvbench.models.telemetry import Sampler
+from kvbench.record import events as ev
+from kvbench.record import results
+from kvbench.record.state import RunState, apply, replay
+from kvbench.spec import BASELINE
 
 POLL = 0.2
 TELEMETRY_EVERY = 1.0
@@ -142,7 +143,7 @@ class Supervisor:
                 if sampler is None or device != self._device():
                     device = self._device()
                     sampler = Sampler(device, child.pid)
-                self._write(sampler.sample())
+                self._write(ev.TelemetrySampled(time.time(), **asdict(sampler.sample())))
                 passed = now - due + TELEMETRY_EVERY
                 if child.is_stopped() or passed > STOPPED:
                     self._limits.forgive(passed)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kvbench import events as ev
-from kvbench.collecting import uncollected
 from kvbench.engine.soundness import Inspector
 from kvbench.errors import KvbenchError, ResultError
 from kvbench.files import without_mark
+from kvbench.record import events as ev
+from kvbench.record.collecting import uncollected
 
 SCHEMA = 1
 """Version of the journal's events."""

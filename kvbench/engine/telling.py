@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 
-from kvbench import events as ev
 from kvbench.engine.failures import classify, free_memory, not_finite
 from kvbench.engine.pipe import Sender
 from kvbench.errors import RunFailed
-from kvbench.evaluators.base import BASELINE, UnitContext
-from kvbench.schema import check_record
-from kvbench.state import Unit
+from kvbench.instruments.context import UnitContext
+from kvbench.record import events as ev
+from kvbench.record.schema import check_record
+from kvbench.spec import BASELINE, Unit
 
 STAGE_EVERY = 0.5
 """Seconds between two reports of one stage's progress."""

@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvbench import events as ev
 from kvbench.engine.failures import cannot_open, classify
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.meeting import meet_budgets
@@ -27,12 +26,15 @@ from kvbench.engine.pipe import Sender
 from kvbench.engine.plan import all_evaluators, resolve_methods, units_left
 from kvbench.engine.telling import Context, Emitter
 from kvbench.errors import ExitCode, KvbenchError, RunFailed
-from kvbench.evaluators.base import BASELINE, Evaluator
-from kvbench.state import RunState, Unit, replay
-from kvbench.windows import oddities
+from kvbench.evaluators.base import Evaluator
+from kvbench.evaluators.registered import evaluators_of
+from kvbench.record import events as ev
+from kvbench.record.state import RunState, replay
+from kvbench.spec import BASELINE, Unit
+from kvbench.texts.windows import oddities
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
+    from kvbench.instruments.session import Session
 
 
 def keep_for_good() -> None:
@@ -50,7 +52,7 @@ def work(state: RunState, emit: Emitter, apart: Set[str] = frozenset()) -> None:
     Raises:
         KvbenchError: the run cannot go on (no model, no text, the baseline failed).
     """
-    from kvbench.engine.session import Session
+    from kvbench.instruments.session import Session
 
     spec = state.spec
     if spec is None:
@@ -60,7 +62,7 @@ def work(state: RunState, emit: Emitter, apart: Set[str] = frozenset()) -> None:
     failed = {label for label, row in state.methods.items() if row.status == "failed"}
     started = time.time()
     try:
-        session = Session.open(spec, methods, emit.stage)
+        session = Session.open(spec, methods, emit.stage, evaluators_of(spec))
     except (Exception, SystemExit) as error:
         raise cannot_open(error) from error
     try:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.evaluators.base import BASELINE, Better, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE, fixed
-from kvbench.measures import recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import recorded
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kvbench.engine.protocol import Prompt
-    from kvbench.engine.session import Session
+    from kvbench.instruments.protocol import Prompt
+    from kvbench.instruments.session import Session
 
 METRICS: Mapping[str, tuple[str, Better]] = {
     "cosine": ("map cos", "higher"),
@@ -100,7 +99,7 @@ class _Batch:
         self.prompt = runner.prefill(self.tokens[:, :split], self.session.needs(labels))
 
     def method(self, label: str) -> None:
-        from kvbench.engine.fidelity import attention
+        from kvbench.instruments.fidelity import attention
 
         if self.prompt is None:
             raise RuntimeError("the prompt is prefilled before it is compressed")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.errors import RunFailed
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary, UnitContext, param
-from kvbench.spec import RunSpec
-from kvbench.state import NOTHING_YET, Unit
+from kvbench.metrics.measured import NOTHING_YET
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.audit import Verdict
-    from kvbench.engine.session import Session
+    from kvbench.instruments.audit import Verdict
+    from kvbench.instruments.session import Session
 
 IDENTITY = ("head", "identity")
 """Checks of the baseline without which no figure of a run stands."""
@@ -22,7 +22,7 @@ IDENTITY = ("head", "identity")
 
 @dataclass(frozen=True)
 class Audit(Evaluator):
-    """Ledger against storages, transplant, canary, identity; see :mod:`kvbench.engine.audit`."""
+    """Ledger against storages, transplant, canary, identity; see :mod:`kvbench.instruments.audit`."""
 
     name: ClassVar[str] = "audit"
     title: ClassVar[str] = "are the bytes really fewer, and are they what attention reads? (part of every run)"
@@ -42,7 +42,7 @@ class Audit(Evaluator):
         Raises:
             RunFailed: the baseline through kvbench's path is not the model.
         """
-        from kvbench.engine.audit import Auditor
+        from kvbench.instruments.audit import Auditor
 
         whole = session.spec.context
         auditor = Auditor(session, min(self.context, whole), self.steps, unit.methods)

@@ -6,19 +6,19 @@ Planning and summarising are pure and import no torch, so that the dashboard, ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.errors import UsageError
 from kvbench.figures import Figure
-from kvbench.measures.paired import Scoring
-from kvbench.parameters import build, param, parameters
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.instruments.context import Stage, UnitContext
+from kvbench.metrics.measured import HEADLINE, Better, Evidence, Measured, MethodRecords, Summary
+from kvbench.spec import BASELINE, RunSpec, Unit
+from kvbench.spec.parameters import build, param, parameters
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
+    from kvbench.instruments.session import Session
 
 __all__ = [
     "BASELINE",
@@ -30,107 +30,11 @@ __all__ = [
     "MethodRecords",
     "Stage",
     "Summary",
+    "Unit",
     "UnitContext",
     "build",
     "param",
 ]
-
-BASELINE = "baseline"
-"""Label of the row that all others are compared with."""
-HEADLINE = "headline"
-"""The field of :class:`Summary` that holds an evaluator's main scores: short name → value in 0–1, higher is better."""
-Evidence = Literal["exact", "paired", "noisy"]
-Better = Literal["lower", "higher", "neither"]
-Stage = Callable[[str, int, int], None]
-"""Tells progress: what, done, total."""
-MethodRecords = Mapping[str, Mapping[str, Any]]
-"""One method's records: key → data."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One figure of one method, with what is needed to compare it honestly.
-
-    Attributes:
-        metric: Name, for example ``perplexity``.
-        value: The figure.
-        unit: ``nats``, ``bytes``, ``seconds``, ``tokens/s``, ``1`` …
-        evidence: ``exact`` (compare by value), ``paired`` (by ``samples`` on the same keys), ``noisy`` (by rank test).
-        better: Which direction is an improvement.
-        point: Where it was measured (``batch=1,context=512``), empty if there is one point.
-        low, high: 95 % interval, if the evaluator gives one.
-        samples: key → value of the raw repeats or per-sample scores.
-        scale: ``log`` when ``samples`` are logarithms of ``value`` (perplexity and its NLL).
-        rounding: How far arithmetic alone may move the figure, on the scale of ``samples``; a smaller difference is none.
-        scoring: What ``samples`` are, which decides how they are tested (:mod:`kvbench.measures.paired`).
-        read_path: How stored bytes were read while a clock ran (``fused``), empty for the reference path and where none ran.
-    """
-
-    metric: str
-    value: float | None
-    unit: str
-    evidence: Evidence
-    better: Better
-    point: str = ""
-    low: float | None = None
-    high: float | None = None
-    samples: Mapping[str, float] = field(default_factory=dict)
-    scale: Literal["linear", "log"] = "linear"
-    scoring: Scoring = ""
-    rounding: float | None = None
-    read_path: str = ""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What an evaluator says of one method: flat fields for tables, and measured figures for ``compare``."""
-
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    measured: Sequence[Measured] = ()
-
-
-class UnitContext:
-    """How an evaluator speaks while it runs a unit; implemented by the worker."""
-
-    apart: bool = False
-    """Methods that would go together must go one by one in this unit."""
-
-    def method_started(self, method: str) -> None:
-        """Mark ``method`` as the one in flight (the row lights up; a crash is blamed on it)."""
-        raise NotImplementedError
-
-    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        """Journal one measurement."""
-        raise NotImplementedError
-
-    def audited(self, method: str, label: str, checks: Mapping[str, Any]) -> None:
-        """Journal what the audit found: the label and every check with its figure."""
-        raise NotImplementedError
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        """Run ``action``; a failure in it becomes ``method``'s row. ``True`` if it succeeded."""
-        raise NotImplementedError
-
-    def together(self) -> Together:
-        """A guard for what all methods do together; a crash then is nobody's, until each is tried alone and lights up."""
-        self.method_started(BASELINE)
-        return Together(self, self.apart)
-
-    def is_alive(self, method: str) -> bool:
-        """Whether ``method`` has not failed in this run."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Together:
-    """The guard of :meth:`UnitContext.together`. ``apart``: together they ended a worker, so each must go alone from the start."""
-
-    context: UnitContext
-    apart: bool = False
-
-    def __call__(self, method: str, action: Callable[[], None]) -> bool:
-        self.context.method_started(method)
-        return self.context.guard(method, action)
 
 
 def facts(cls: type[Evaluator]) -> dict[str, Any]:

@@ -8,14 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary, UnitContext, param
-from kvbench.evaluators.points import Point
 from kvbench.figures import Figure
-from kvbench.measures import capacities, recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import capacities, recorded
+from kvbench.metrics.points import Point
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
+    from kvbench.instruments.session import Session
 
 MOST_BATCH, MOST_CONTEXT = 1024, 131_072
 """Where the search ends unless it is told; a context also ends at the model's positions."""
@@ -61,7 +60,7 @@ class Capacity(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """One method's whole search."""
-        from kvbench.engine.roofline import measured_once
+        from kvbench.instruments.roofline import measured_once
 
         measured_once(session)  # while the device is empty
         grain, most = self._scale(session.loaded.shape.max_positions)
@@ -115,7 +114,7 @@ class _Probe:
 
     def fits(self, value: int) -> bool:
         """Whether a cache of this size can be filled and decoded from."""
-        from kvbench.engine.room import OverBudget, attempt
+        from kvbench.instruments.out_of_memory import OverBudget, attempt
 
         point, budget = self.asked.point(value, self.session.spec), self._budget()
         found: dict[str, Any] = {}
@@ -141,8 +140,8 @@ class _Probe:
         Raises:
             OverBudget: more than ``budget``.
         """
-        from kvbench.engine.room import OverBudget
-        from kvbench.engine.stopwatch import Stopwatch, allocated, peak, reset_peak
+        from kvbench.instruments.out_of_memory import OverBudget
+        from kvbench.instruments.stopwatch import Stopwatch, allocated, peak, reset_peak
 
         def check(held: int, dense: int) -> None:
             if budget is not None and held + 2 * dense > budget:  # a layer as it is drawn, and as it will be stored at most

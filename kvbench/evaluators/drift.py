@@ -13,19 +13,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvbench.evaluators.accuracy import Accuracy, accuracies, cells, measured, table
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed, shorten, signed
-from kvbench.measures import recorded
-from kvbench.measures.likeness import GRAM, Likeness, visible
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
-from kvbench.stats import mean_interval
+from kvbench.metrics import recorded
+from kvbench.metrics.accuracy import Accuracy, accuracies, cells, measured, table
+from kvbench.metrics.likeness import GRAM, Likeness, visible
+from kvbench.metrics.stats import mean_interval
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.answers import Answer
-    from kvbench.engine.session import Session
+    from kvbench.instruments.answers import Answer
+    from kvbench.instruments.session import Session
 
 FIRST_MARK = 8
 """The first count of tokens after which it is asked who still writes the baseline's text; each further one is twice it."""
@@ -71,7 +70,7 @@ class Drift(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """One prompt through every method."""
-        from kvbench.engine.answers import Ask, generate
+        from kvbench.instruments.answers import Ask, generate
 
         spec = session.spec
         window = session.batch(unit.index // spec.batch_size)[unit.index % spec.batch_size].tolist()

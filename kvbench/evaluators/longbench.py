@@ -12,16 +12,15 @@ from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, Un
 from kvbench.figures import Figure
 from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores
-from kvbench.measures import recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import recorded
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
     from kvbench.harness.answering import Reply
     from kvbench.harness.encoding import Encoder
     from kvbench.harness.loading import Loaded
     from kvbench.harness.requests import Question
+    from kvbench.instruments.session import Session
 
 ENGLISH = (
     "narrativeqa+qasper+multifieldqa_en+hotpotqa+2wikimqa+musique+gov_report+qmsum+multi_news+trec+triviaqa+samsum"
@@ -108,10 +107,10 @@ class LongBench(Evaluator):
         return {**facts, "left_out": left_out, "question": self.question, "prompts": self._lengths(questions, encoder, stage)}
 
     def _load(self, session: Session, stage: Stage) -> Loaded:
-        from kvbench.corpora import mirror_folder
         from kvbench.harness.loading import at_hand, load_tasks
         from kvbench.harness.longbench import at_hand as what_to_try
         from kvbench.harness.longbench import harness_name, lacks
+        from kvbench.texts.corpora import mirror_folder
 
         spec, names = session.spec, [name for subset in self._subsets if not lacks(name := harness_name(subset))]
         try:

@@ -9,17 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
-from kvbench.evaluators.points import Point, parse_list, points
-from kvbench.measures import recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import recorded
+from kvbench.metrics.points import Point, parse_list, points
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvbench.caches.cache import KVCache
-    from kvbench.engine.protocol import Prompt
-    from kvbench.engine.session import Session
+    from kvbench.instruments.protocol import Prompt
+    from kvbench.instruments.session import Session
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _device_figures() -> dict[str, int | None]:
     """The allocator's peak and steady state over all GPUs, and NVML's figure for them (all processes)."""
     import torch
 
-    from kvbench.telemetry import device_memory_used
+    from kvbench.models.telemetry import device_memory_used
 
     indices = [i for i in range(torch.cuda.device_count()) if torch.cuda.memory_allocated(i)]
     used = [device_memory_used(i) for i in indices]
@@ -149,7 +148,7 @@ def _device_figures() -> dict[str, int | None]:
 
 
 def _process_figures() -> dict[str, int | None]:
-    from kvbench.telemetry import resident_bytes
+    from kvbench.models.telemetry import resident_bytes
 
     return {"resident_bytes": resident_bytes(os.getpid())}
 

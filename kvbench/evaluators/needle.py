@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
-from kvbench.evaluators.points import parse_list
 from kvbench.figures import Figure
-from kvbench.measures import recorded
-from kvbench.needles.figures import Shown
+from kvbench.metrics import recorded
+from kvbench.metrics.points import parse_list
 from kvbench.needles.fillers import check_filler, open_filler, read_filler
 from kvbench.needles.questions import KINDS, VALUES, Cell
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.needles.tables import Shown
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.needle_prompts import Prompts
-    from kvbench.engine.session import Session
+    from kvbench.instruments.session import Session
+    from kvbench.needles.prompts import Prompts
 
 SHORTEST, STEPS = 256, 5
 """Lengths, where none are named: so many even steps from this many tokens to the run's context."""
@@ -118,7 +117,7 @@ class Needle(Evaluator):
         }
 
     def _prompts(self, session: Session) -> Prompts:
-        from kvbench.engine.needle_prompts import Prompts, around
+        from kvbench.needles.prompts import Prompts, around
 
         tokenizer = session.loaded.tokenizer
         if tokenizer is None:
@@ -128,7 +127,7 @@ class Needle(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """One prompt through every method."""
-        from kvbench.engine.answers import generate
+        from kvbench.instruments.answers import generate
 
         prompts, filler = session.kept[self.name]
         cell = self._cells(session.spec)[unit.index]

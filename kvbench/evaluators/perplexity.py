@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import BASELINE, Evaluator, MethodRecords, Summary, UnitContext, param
-from kvbench.evaluators.points import parse_list
-from kvbench.measures import perplexities, recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import perplexities, recorded
+from kvbench.metrics.points import parse_list
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvbench.caches.cache import KVCache
-    from kvbench.engine.protocol import Prompt
-    from kvbench.engine.rounding import Reshaped
-    from kvbench.engine.session import Session
+    from kvbench.instruments.protocol import Prompt
+    from kvbench.instruments.rounding import Reshaped
+    from kvbench.instruments.session import Session
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class _Sample:
             self.again = {label: states for label, states in self.again.items() if label == BASELINE}
 
     def _prefill(self) -> None:
-        from kvbench.engine.rounding import is_walked_again, reshaped
+        from kvbench.instruments.rounding import is_walked_again, reshaped
 
         needs = self.session.needs(self.unit.methods)
         if self.session.spec.protocol == "prefill":
@@ -135,7 +134,7 @@ class _Sample:
         self.hidden[label] = hidden
 
     def _mark(self, label: str, cache: KVCache) -> None:
-        from kvbench.engine.kept import mark
+        from kvbench.instruments.kept_tokens import mark
 
         dropped = self.facts[label]["keys_held"] < self.facts[label]["keys_total"]
         found = mark(cache, len(self.tokens)) if dropped else None
@@ -163,7 +162,7 @@ class _Sample:
         }
 
     def _score(self, labels: list[str]) -> None:
-        from kvbench.engine.scoring import score
+        from kvbench.instruments.scoring import score
 
         scores = score(self.runner, {label: self.hidden[label] for label in labels}, self.targets, BASELINE)
         again = self.reshaped.score(self.again, BASELINE) if self.reshaped is not None and BASELINE in self.again else {}
@@ -171,8 +170,8 @@ class _Sample:
             self.context.guard(label, partial(self._record, label, scores[label], again.get(label)))
 
     def _record(self, label: str, scores: Any, again: Any) -> None:
-        from kvbench.engine.kept import written
-        from kvbench.engine.rounding import movement
+        from kvbench.instruments.kept_tokens import written
+        from kvbench.instruments.rounding import movement
 
         rows = len(self.tokens)
         kept = written(self.kept[label]) if label in self.kept else []

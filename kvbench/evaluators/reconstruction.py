@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure
-from kvbench.measures import loss_figures, losses, recorded
-from kvbench.measures.losses import SIDES, Over, Side
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import loss_tables as loss_figures
+from kvbench.metrics import losses, recorded
+from kvbench.metrics.losses import SIDES, Over, Side
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.ladders import Rung
-    from kvbench.engine.protocol import Prompt, Runner
-    from kvbench.engine.session import Session
+    from kvbench.instruments.ladders import Rung
+    from kvbench.instruments.protocol import Prompt, Runner
+    from kvbench.instruments.session import Session
 
 RUNG = "ladder"
 """First part of the keys of records that are no method's: one setting of a sweep, kept with the baseline's."""
@@ -64,7 +64,7 @@ class Reconstruction(Evaluator):
         """Calibrate what the sweep's methods read."""
         if not self.sweep:
             return {}
-        from kvbench.engine.ladders import rungs
+        from kvbench.instruments.ladders import rungs
 
         found = list(rungs(session.spec, session.loaded.shape))
         session.kept[self.name] = session.calibrated({r.method.label: r.method for r in found}, stage), found
@@ -124,7 +124,7 @@ class _Batch:
 
     def _stored(self, runner: Runner, method: Any) -> dict[str, dict[str, Any]]:
         """What the prompt reads as after ``method`` stored it, by window."""
-        from kvbench.engine.fidelity import bytes_held, reconstruction
+        from kvbench.instruments.fidelity import bytes_held, reconstruction
 
         if self.prompt is None:
             raise RuntimeError("the prompt is prefilled before it is stored")

@@ -8,19 +8,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
-from kvbench.evaluators.points import parse_list
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE
 from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores
-from kvbench.measures import recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import recorded
+from kvbench.metrics.points import parse_list
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
     from kvbench.harness.answering import Reply
     from kvbench.harness.ruler_tasks import Cell, Prepared
+    from kvbench.instruments.session import Session
 
 TASKS = (
     "niah_single_1+niah_single_2+niah_single_3+niah_multikey_1+niah_multikey_2+niah_multikey_3+niah_multivalue+niah_multiquery+vt+cwe+fwe"

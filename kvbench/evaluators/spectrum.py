@@ -9,16 +9,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
-from kvbench.evaluators.points import parse_list
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import fixed
-from kvbench.measures import recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import recorded
+from kvbench.metrics.points import parse_list
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
-    from kvbench.engine.spectra import Spread
+    from kvbench.instruments.session import Session
+    from kvbench.instruments.spectra import Spread
 
 KEY = "spectrum"
 SIDES = {"k_before_rope": "K pre-RoPE", "k": "K", "v": "V"}
@@ -73,7 +72,7 @@ class Spectrum(Evaluator):
     def _spreads(self, session: Session) -> dict[str, list[Spread]]:
         """Side → moments by layer."""
         from kvbench.caches.needs import Needs
-        from kvbench.engine.spectra import Spread
+        from kvbench.instruments.spectra import Spread
 
         spec, rope = session.spec, session.runner.geometry.rope
         sides = [side for side in SIDES if rope is not None or side != "k_before_rope"]
@@ -100,8 +99,8 @@ class Spectrum(Evaluator):
 
 def _described(layers: Sequence[Spread], scope: str, ranks: Sequence[int], centred: bool) -> dict[str, Any]:
     """Name → ``[L][H]`` of each head, or ``[L][1]`` of all together."""
-    from kvbench.engine.fidelity import plain
-    from kvbench.engine.spectra import figures
+    from kvbench.instruments.fidelity import plain
+    from kvbench.instruments.spectra import figures
 
     values = [spread.by_head(centred=centred) if scope == "heads" else spread.joined(centred=centred) for spread in layers]
     found = [figures(of, ranks) for of in values]

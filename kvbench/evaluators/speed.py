@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary, UnitContext, param
-from kvbench.evaluators.points import parse_list, points
 from kvbench.figures import Figure
-from kvbench.measures import recorded, speed_figures, speeds
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import recorded, speeds
+from kvbench.metrics import speed_tables as speed_figures
+from kvbench.metrics.points import parse_list, points
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvbench.caches.needs import Needs
-    from kvbench.engine.protocol import Prompt
-    from kvbench.engine.session import Session
-    from kvbench.engine.stopwatch import Filled, Stopwatch
+    from kvbench.instruments.protocol import Prompt
+    from kvbench.instruments.session import Session
+    from kvbench.instruments.stopwatch import Filled, Stopwatch
 
 PATHS = ("auto", "fused", "reference")
 FILLS = ("prefill", "random")
@@ -77,8 +77,8 @@ class Speed(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """One repeat at one point, over all methods; those that ask for the same statistics share a timed prefill."""
-        from kvbench.engine.roofline import measured_once
-        from kvbench.engine.stopwatch import Stopwatch
+        from kvbench.instruments.roofline import measured_once
+        from kvbench.instruments.stopwatch import Stopwatch
 
         measured_once(session)  # while the device is empty
         rounds = self.warmup + self.repeats
@@ -157,7 +157,7 @@ class _Turn:
 
     def _time(self, label: str, fill: Callable[[], Filled]) -> None:
         """Fill a method's cache, decode from it, and journal what that took."""
-        from kvbench.engine.stopwatch import allocated
+        from kvbench.instruments.stopwatch import allocated
 
         def measure() -> None:
             before = allocated(self.watch.device)
@@ -173,7 +173,7 @@ class _Turn:
 
     def _try(self, labels: Sequence[str], action: Callable[[], None]) -> bool:
         """Whether ``action`` came to its end. What runs out of memory is journaled for all of ``labels``, and is no failure."""
-        from kvbench.engine.room import attempt
+        from kvbench.instruments.out_of_memory import attempt
 
         said: list[MemoryError | None] = []
         done = self.context.guard(labels[0], lambda: said.append(attempt(self.watch.session, action)))

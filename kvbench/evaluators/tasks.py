@@ -11,16 +11,15 @@ from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, Un
 from kvbench.figures import Figure
 from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores, remarks
-from kvbench.measures import recorded
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.metrics import recorded
+from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
     from kvbench.harness.answering import Reply
     from kvbench.harness.encoding import Encoder
     from kvbench.harness.loading import Loaded
     from kvbench.harness.requests import Question
+    from kvbench.instruments.session import Session
 
 IN_A_UNIT = 8
 """Questions of a unit: what a kill can cost."""

@@ -19,7 +19,7 @@ from kvbench.fused.graph import Graphs, HostSync
 from kvbench.fused.native import NativeStep
 from kvbench.fused.storage import NotFused
 from kvbench.fused.weights import is_known
-from kvbench.shape import check_supported
+from kvbench.models.shape import check_supported
 
 if TYPE_CHECKING:
     from kvbench.fused.layer import FusedState

@@ -138,7 +138,7 @@ def fuse(cache: KVCache, runner: Any, reserve: int) -> FusedState:
     """Take over a compressed cache, which must not be used afterwards.
 
     Args:
-        runner: A :class:`kvbench.engine.protocol.Runner`: its model's folded projections are read.
+        runner: A :class:`kvbench.instruments.protocol.Runner`: its model's folded projections are read.
         reserve: Decode steps for which there is to be room.
 
     Raises:

@@ -11,8 +11,8 @@ from kvbench.harness.encoding import Ask, Encoder
 from kvbench.harness.requests import Question
 
 if TYPE_CHECKING:
-    from kvbench.engine.answers import Choices, Guard
-    from kvbench.engine.session import Session
+    from kvbench.instruments.answers import Choices, Guard
+    from kvbench.instruments.session import Session
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def reply(
 def _write(
     session: Session, encoder: Encoder, question: Question, labels: Sequence[str], guard: Guard, hidden: bool, most: int
 ) -> dict[str, Reply]:
-    from kvbench.engine.answers import ask_of, generate
+    from kvbench.instruments.answers import ask_of, generate
 
     ask, longest, stops = encoder.generation(question, most)
     cut = ask_of(ask.prompt, ask.split if hidden else None)
@@ -66,7 +66,7 @@ def _write(
 
 
 def _choose(session: Session, asks: Sequence[Ask], labels: Sequence[str], guard: Guard, hidden: bool) -> dict[str, Reply]:
-    from kvbench.engine.answers import ask_of, choose
+    from kvbench.instruments.answers import ask_of, choose
 
     contexts: list[int] = []
     found: dict[str, list[Choices]] = {label: [] for label in labels}
@@ -110,7 +110,7 @@ def _facts(asks: Sequence[Ask], contexts: Sequence[int], stored: Sequence[Any], 
 
 def _without_prompt(session: Session, ask: Ask, labels: Sequence[str], guard: Guard) -> dict[str, Choices]:
     """Options after one token (the harness's stand-in for an empty prompt): nothing is stored to be compressed, so all methods agree."""
-    from kvbench.evaluators.base import BASELINE
+    from kvbench.spec import BASELINE
 
     found: list[Choices] = []
     if labels:
@@ -122,8 +122,8 @@ def _score_plainly(session: Session, ask: Ask, found: list[Choices]) -> None:
     """Append what the uncompressed model makes of the options."""
     import torch
 
-    from kvbench.engine.answers import Choices
-    from kvbench.evaluators.base import BASELINE
+    from kvbench.instruments.answers import Choices
+    from kvbench.spec import BASELINE
 
     runner, scores, greedy = session.runner, [], []
     for option in ask.options:

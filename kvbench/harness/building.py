@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from kvbench.errors import CorpusError, KvbenchError, told
 from kvbench.harness.index import Entry, folders_of
 from kvbench.harness.mirrors import Found, example_split, find, scored_split
-from kvbench.hub import stop_asking
-from kvbench.weights import cache_folder, hash_tokenizer, sha256_of
+from kvbench.models.weights import cache_folder, hash_tokenizer, sha256_of
+from kvbench.texts.hub import stop_asking
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

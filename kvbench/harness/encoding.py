@@ -121,7 +121,7 @@ class Encoder:
 
     def _split(self, question: Question, place: int, ids: Sequence[int], cut: int) -> int | None:
         """Tokens of context that are left of the prompt, if the prompt has a question behind them."""
-        from kvbench.engine.answers import split_at
+        from kvbench.instruments.answers import split_at
 
         end = question.ends[place]
         if end is None:

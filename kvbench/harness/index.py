@@ -16,7 +16,7 @@ import msgspec
 import orjson
 
 from kvbench.errors import UnknownName, UsageError
-from kvbench.weights import cache_folder, write_atomically
+from kvbench.models.weights import cache_folder, write_atomically
 
 FORMAT = 2
 """Of the index file; another one makes it anew."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kvbench.corpora import mirror_folder
 from kvbench.errors import CorpusError, UsageError
 from kvbench.harness.building import Leaf, configs_of, found_files, load_leaf, quiet, tokenizer_folder
 from kvbench.harness.index import Entry, check_names, index_of, leaves
 from kvbench.harness.mirrors import check_files, find, scored_split
-from kvbench.weights import Progress
+from kvbench.models.weights import Progress
+from kvbench.texts.corpora import mirror_folder
 
 __all__ = ["DEFAULT_TASKS", "Leaf", "Loaded", "at_hand", "check_data", "load_tasks", "spread"]
 

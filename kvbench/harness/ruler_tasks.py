@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench.corpora import mirror_folder, open_text
 from kvbench.errors import CorpusError, UnknownName
 from kvbench.files import read_text
 from kvbench.harness.encoding import Encoder
@@ -17,11 +16,12 @@ from kvbench.harness.index import tasks_folder
 from kvbench.harness.loading import Leaf
 from kvbench.harness.requests import Question, questions_of, score
 from kvbench.harness.ruler import DoesNotFit, Made, Supplies, make
-from kvbench.hub import stop_asking
+from kvbench.texts.corpora import mirror_folder, open_text
+from kvbench.texts.hub import stop_asking
 
 if TYPE_CHECKING:
-    from kvbench.engine.session import Session
-    from kvbench.evaluators.base import Stage
+    from kvbench.instruments.context import Stage
+    from kvbench.instruments.session import Session
 
 ESSAYS = "haystack/paul_graham_essays.txt"
 GROUP = "ruler"

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kvbench.evaluators.accuracy import MARK, Accuracy, accuracies, cells, corrected, measured, table
-from kvbench.evaluators.base import Better, Measured, MethodRecords, Summary
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed, signed
 from kvbench.harness.scores import Columns, Metric, columns, main_metric, total_bytes
-from kvbench.measures.paired import ALPHA, Paired, Scoring, kind_of, paired, shared
-from kvbench.stats import holm, mean_interval
+from kvbench.metrics.accuracy import MARK, Accuracy, accuracies, cells, corrected, measured, table
+from kvbench.metrics.measured import Better, Measured, MethodRecords, Summary
+from kvbench.metrics.paired import ALPHA, Paired, Scoring, kind_of, paired, shared
+from kvbench.metrics.stats import holm, mean_interval
 
 TITLE = "Tasks of lm-evaluation-harness through the compressed cache"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, Range
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import INT32, Prompt, dense, kept_count, rows
 from kvbench.methods.base import Method, param
+from kvbench.spec.budgets import Dial, Range
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-from kvbench.budgets import Budget, parse_budgets
 from kvbench.errors import UsageError
 from kvbench.methods.method import Eviction, Method
-from kvbench.parameters import build, check_window, must_divide, param
-from kvbench.registry import Broken, Registry, asking, reason
 from kvbench.spec import MethodSpec, ParamValue, RunSpec, split_list
+from kvbench.spec.budgets import Budget, parse_budgets
+from kvbench.spec.parameters import build, check_window, must_divide, param
+from kvbench.spec.registry import Broken, Registry, asking, reason
 
 __all__ = [
     "CONTROLS",

@@ -14,7 +14,7 @@ from kvbench.spec import MethodSpec
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
     from kvbench.caches.needs import Needs
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial
 from kvbench.methods.base import param
 from kvbench.methods.quantised import DENSE, NEWEST_DENSE, Quantiser
+from kvbench.spec.budgets import Dial
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerContext

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, Range
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Place, Prompt, coded, dense, kept_count
 from kvbench.methods.base import Method, check_window, must_divide, param
 from kvbench.methods.quantised import check_bits, check_packing, whole_or
+from kvbench.spec.budgets import Dial, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvbench.caches.layer import LayerCache, LayerContext, TokenView
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 
 @dataclass(frozen=True)

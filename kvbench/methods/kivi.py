@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvbench.budgets import Dial, widest_codes
 from kvbench.methods.base import param
 from kvbench.methods.quantised import NEWEST_DENSE, Quantiser, check_bits
+from kvbench.spec.budgets import Dial, widest_codes
 
 
 @dataclass(frozen=True)

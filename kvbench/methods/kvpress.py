@@ -7,10 +7,10 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvbench.budgets import Dial, Range
 from kvbench.errors import UnknownName
 from kvbench.methods.base import Method, param
 from kvbench.spec import MethodSpec, Params
+from kvbench.spec.budgets import Dial, Range
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
     from kvbench.caches.needs import Needs
     from kvbench.caches.pressed import Press
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 
 @dataclass(frozen=True)

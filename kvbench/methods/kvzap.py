@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, Range, Settings
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Prompt
 from kvbench.methods.base import Method, param
+from kvbench.spec.budgets import Dial, Range, Settings
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KVzap(Method):
-    """Thresholded eviction in each KV head, while decoding too (Jégou and Jeblick, arXiv 2601.07891, §3).
+    """Thresholded eviction in each KV head, while decoding too (Jégou and Jeblick, arXiv 2601.07891, 3).
 
     A surrogate predicts from a token's hidden state the logarithm of its KVzip+ score: the largest attention it gets
     when the model repeats the prompt, times the norm of what it then writes, over the asking token's norm. A token

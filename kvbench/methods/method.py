@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kvbench.budgets import Dial, Range
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Place, Prompt, held, kept_count
-from kvbench.parameters import param, parameters
+from kvbench.spec.budgets import Dial, Range
+from kvbench.spec.parameters import param, parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvbench.caches.layer import LayerCache, LayerContext, TokenView
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, Range, Settings
 from kvbench.caches.reckon import Prompt
 from kvbench.methods.base import Method, param
+from kvbench.spec.budgets import Dial, Range, Settings
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 DUST = 1e-9
 """Keeps 0.3 · 10 from becoming layer 2: products of decimal fractions fall a hair short."""
@@ -20,7 +20,7 @@ DUST = 1e-9
 
 @dataclass(frozen=True)
 class MiniCache(Method):
-    """Merges adjacent layers from ``start`` upwards in pairs: one direction, two magnitudes (Liu et al., arXiv 2405.14366, §4).
+    """Merges adjacent layers from ``start`` upwards in pairs: one direction, two magnitudes (Liu et al., arXiv 2405.14366, 4).
 
     Directions by spherical interpolation (Eq. 3); a token whose angular distance between the two layers is
     within ``gamma`` of the range of distances below the largest stays unmerged in both. Keys and values are

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, low_ranks
 from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts, heads_in_group
 from kvbench.caches.reckon import Prompt, coefficients
 from kvbench.methods.base import Method, param
+from kvbench.spec.budgets import Dial, low_ranks
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 BITS = (0, 2, 3, 4, 8)
 
@@ -21,10 +21,10 @@ BITS = (0, 2, 3, 4, 8)
 class Palu(Method):
     """Low-rank latents of groups of KV heads, keys rebuilt and rotated as they are read (Chang et al., arXiv 2407.21118).
 
-    The paper decomposes the projections' weights by an SVD whitened with the calibration text's inputs (§3.1, G-LRD of
-    §3.2); that is the PCA of the projections' outputs about zero, which is what is computed here. Its search of ranks
-    by Fisher information (§3.3) is replaced by ``energy`` with ``per_layer``. ``bits`` quantises each token's latent
-    after a Hadamard rotation that is part of the basis (§3.4); 3 and 2 are the paper's.
+    The paper decomposes the projections' weights by an SVD whitened with the calibration text's inputs (3.1, G-LRD of
+    3.2); that is the PCA of the projections' outputs about zero, which is what is computed here. Its search of ranks
+    by Fisher information (3.3) is replaced by ``energy`` with ``per_layer``. ``bits`` quantises each token's latent
+    after a Hadamard rotation that is part of the basis (3.4); 3 and 2 are the paper's.
     The prompt's own attention is uncompressed in the ``prefill`` protocol; ``streaming`` is what the paper's model does.
     """
 

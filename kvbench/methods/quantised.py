@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, Range, widest_codes
 from kvbench.caches.reckon import Prompt, coded, dense
 from kvbench.methods.base import Method, must_divide, param
+from kvbench.spec.budgets import Dial, Range, widest_codes
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
     from kvbench.caches.packing import Scheme
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 BITS = (2, 3, 4, 8)
 DENSE = 16

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.budgets import Dial, Range
 from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts
 from kvbench.caches.reckon import Prompt, coefficients, dense
 from kvbench.methods.base import Method, param
+from kvbench.spec.budgets import Dial, Range
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
-    from kvbench.models import Shape
+    from kvbench.models.loading import Shape
 
 
 @dataclass(frozen=True)

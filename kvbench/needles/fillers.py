@@ -13,10 +13,10 @@ from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
-from kvbench.corpora import BETWEEN_DOCUMENTS, CORPORA, mirror_folder, open_text
 from kvbench.errors import CorpusError
 from kvbench.spec import RunSpec
-from kvbench.texts import READERS, Text
+from kvbench.texts.corpora import BETWEEN_DOCUMENTS, CORPORA, mirror_folder, open_text
+from kvbench.texts.documents import READERS, Text
 
 ESSAYS, ESSAYS_FILE = "haystack", "haystack/paul_graham_essays.txt"
 """The usual filler of needle tests, where a mirror holds it."""

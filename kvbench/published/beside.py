@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvbench.compare.sides import side_of
-from kvbench.evaluators.base import BASELINE
 from kvbench.figures import Table
 from kvbench.formats import NONE, fixed, signed
 from kvbench.published import Entry, load
 from kvbench.published.ours import Ours, change_of, find, half_step, in_points
 from kvbench.published.sameness import differences, setting
-from kvbench.spec import MethodSpec
+from kvbench.spec import BASELINE, MethodSpec
 
 Verdict = Literal["reproduced", "differs", "other protocol", "not comparable"]
 VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "other protocol", "not comparable")
@@ -63,7 +62,7 @@ def beside(result: Mapping[str, Any], entries: Sequence[Entry] | None = None) ->
     """Every published figure of the methods that have a row, in the rows' order, the nearest parameters first.
 
     Args:
-        result: As :func:`kvbench.results.load` gives it.
+        result: As :func:`kvbench.record.results.load` gives it.
         entries: Published figures, kvbench's own by default.
 
     Raises:

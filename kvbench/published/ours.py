@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kvbench.compare.align import Pair
 from kvbench.compare.judge import Change, judge
 from kvbench.compare.sides import MethodResult
-from kvbench.evaluators.base import Measured
+from kvbench.metrics.measured import Measured
 from kvbench.published import Entry
 from kvbench.published.scores import scored, suite
 

@@ -136,7 +136,7 @@ def _question(entry: Entry, result: Mapping[str, Any], ours: Ours) -> str:
 
 
 def _default(evaluator: str, parameter: str) -> Any:
-    from kvbench.summary import EVALUATORS
+    from kvbench.evaluators.registered import EVALUATORS
 
     try:
         return next((default for name, default, _ in EVALUATORS.load(evaluator).parameters() if name == parameter), None)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 
 from kvbench.compare.sides import MethodResult
-from kvbench.evaluators.base import Measured
 from kvbench.harness.scores import PREFERRED
+from kvbench.metrics.measured import Measured
 from kvbench.published import Entry
 
 AVERAGE = "average"

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvbench import factors, results
+from kvbench.evaluators.registered import evaluators_of
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed
-from kvbench.measures.front import Point, points
+from kvbench.metrics import factors
+from kvbench.metrics.front import Point, points
+from kvbench.record import results
+from kvbench.record.state import RunState
+from kvbench.record.summary import Row, figures, rows
 from kvbench.report.facts import facts_of
 from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes, sameness_notes
 from kvbench.report.question import command_of
-from kvbench.state import RunState
-from kvbench.summary import Row, evaluators_of, figures, rows
 
 MORE = (
     ("NLL", "avg_nll", 4), ("PPL low", "perplexity_low", 2), ("PPL high", "perplexity_high", 2), ("KL p50", "kl_p50", 4),
@@ -51,7 +53,7 @@ class Report:
 
 
 def build(result: Mapping[str, Any]) -> Report:
-    """The report of a loaded result (:func:`kvbench.results.load`)."""
+    """The report of a loaded result (:func:`kvbench.record.results.load`)."""
     state = results.to_state(result)
     found = rows(state)
     sections = [

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kvbench.formats import duration, size
+from kvbench.record.state import RunState
 from kvbench.report.overview import heads
-from kvbench.state import RunState
 
 _HASH = 12
 """Characters of a hash that are shown."""

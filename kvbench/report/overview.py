@@ -6,13 +6,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvbench import factors
-from kvbench.budgets import is_met
+from kvbench.evaluators.registered import evaluators_of
 from kvbench.figures import Table
 from kvbench.formats import MIB, NONE, TIMES, duration, fixed, is_symmetric, signed, size
-from kvbench.shape import Shape, cache_bytes_per_token
-from kvbench.state import RunState
-from kvbench.summary import Row, evaluators_of
+from kvbench.metrics import factors
+from kvbench.models.shape import Shape, cache_bytes_per_token
+from kvbench.record.state import RunState
+from kvbench.record.summary import Row
+from kvbench.spec.budgets import is_met
 
 CELL = 6
 """Characters of a figure beyond which it gives up decimals."""

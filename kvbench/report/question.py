@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from kvbench import presets
-from kvbench.spec import RunSpec
+from kvbench.spec import RunSpec, presets
 
 _CONTROLS = ("baseline", "random")
 _FLAGS = ("samples", "context", "continuation", "compression_ratio", "budget", "protocol", "chunk_size", "batch_size", "seed")

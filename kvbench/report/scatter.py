@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from kvbench import factors
 from kvbench.formats import TIMES, fixed, plain_number
-from kvbench.measures import front as pareto
-from kvbench.measures.front import Point
+from kvbench.metrics import factors
+from kvbench.metrics import front as pareto
+from kvbench.metrics.front import Point
 
 WIDTH, HEIGHT = 860, 400
 LEFT, RIGHT, TOP, BOTTOM = 78, 30, 18, 52

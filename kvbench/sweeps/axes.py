@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from kvbench.budgets import parse_budgets
 from kvbench.errors import UnknownName, UsageError
 from kvbench.spec import EvaluatorSpec, MethodSpec, ParamValue, RunSpec, SweepRow, SweepSpec, format_value, parse_value
+from kvbench.spec.budgets import parse_budgets
 
 LARGEST = 400
 """Rows and points that one sweep may have: beyond that a table says nothing and a run takes days."""

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kvbench import factors
 from kvbench.formats import MIB, NONE, TIMES, fixed, is_symmetric, shorten, signed
-from kvbench.measures.apart import contenders, is_better
-from kvbench.state import NOTHING_YET
-from kvbench.summary import Row
+from kvbench.metrics import factors
+from kvbench.metrics.apart import contenders, is_better
+from kvbench.metrics.measured import NOTHING_YET
+from kvbench.record.summary import Row
 
 Best = Literal["lowest", "highest"]
 GAP = 2

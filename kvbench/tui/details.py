@@ -10,11 +10,11 @@ from rich.style import Style
 from rich.text import Text
 
 from kvbench.errors import KvbenchError
-from kvbench.evaluators.base import BASELINE
 from kvbench.formats import NONE, fixed, shorten, signed, size
-from kvbench.spec import MethodSpec, format_value
-from kvbench.state import NOTHING_YET, MethodState
-from kvbench.summary import Row
+from kvbench.metrics.measured import NOTHING_YET
+from kvbench.record.state import MethodState
+from kvbench.record.summary import Row
+from kvbench.spec import BASELINE, MethodSpec, format_value
 from kvbench.tui.canvas import bar, spark
 from kvbench.tui.facts import ledger, per_layer
 from kvbench.tui.plots.scene import Scene

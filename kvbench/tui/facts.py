@@ -14,11 +14,11 @@ from typing import Any
 
 from kvbench.errors import KvbenchError
 from kvbench.evaluators.base import Evaluator
+from kvbench.evaluators.registered import evaluators_of
 from kvbench.formats import MIB, size
-from kvbench.measures.apart import is_control, is_unmasked
-from kvbench.measures.front import Point, frontier, points
-from kvbench.state import RunState
-from kvbench.summary import evaluators_of
+from kvbench.metrics.apart import is_control, is_unmasked
+from kvbench.metrics.front import Point, frontier, points
+from kvbench.record.state import RunState
 
 __all__ = [
     "QUALITY", "MemorySeries", "Point", "activity", "device", "dtype", "frontier", "is_control", "is_unmasked", "kib_per_token",

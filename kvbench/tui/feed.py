@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from kvbench import events as ev
+from kvbench.record import events as ev
 
 LAPSE_SECONDS = 20.0
 

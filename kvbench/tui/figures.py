@@ -15,15 +15,15 @@ from unicodedata import category
 from kvbench import sweeps
 from kvbench.evaluators.base import Evaluator
 from kvbench.figures import Figure, Grid, Table
-from kvbench.state import RunState
-from kvbench.summary import figures, summarise
+from kvbench.record.state import RunState
+from kvbench.record.summary import figures, summarise
 from kvbench.tui.facts import known_evaluators
 
 REST = 100
 """A computation of t seconds is followed by REST · t seconds without one of the same evaluator."""
 
 SWEEP = "sweep"
-"""The name under which a sweep's own figures stand, as in :func:`kvbench.summary.figures`."""
+"""The name under which a sweep's own figures stand, as in :func:`kvbench.record.summary.figures`."""
 VARIATION = "\N{VARIATION SELECTOR-16}"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kvbench import events as ev
-from kvbench.events import NoteWritten
 from kvbench.formats import duration
-from kvbench.state import RunState
+from kvbench.record import events as ev
+from kvbench.record.events import NoteWritten
+from kvbench.record.state import RunState
 
 
 def line_of(event: ev.Event, before: RunState) -> NoteWritten | None:

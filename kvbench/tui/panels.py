@@ -14,8 +14,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
 
-from kvbench.events import NoteWritten
 from kvbench.formats import duration
+from kvbench.record.events import NoteWritten
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.details import details
 from kvbench.tui.lines import Lines

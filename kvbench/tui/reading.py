@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 
-from kvbench import events as ev
 from kvbench.errors import KvbenchError
 from kvbench.figures import Figure
 from kvbench.printable import printable, printable_data
-from kvbench.state import RunState, apply
-from kvbench.summary import Row
+from kvbench.record import events as ev
+from kvbench.record.state import RunState, apply
+from kvbench.record.summary import Row
 from kvbench.tui.feed import Feed
 from kvbench.tui.figures import LiveFigures
 from kvbench.tui.log import line_of

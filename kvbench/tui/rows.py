@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kvbench.errors import KvbenchError
-from kvbench.evaluators.base import BASELINE
-from kvbench.state import MethodState, RunState
-from kvbench.summary import Row, rows
+from kvbench.record.state import MethodState, RunState
+from kvbench.record.summary import Row, rows
+from kvbench.spec import BASELINE
 
 REST = 100
 """A full computation of t seconds is followed by REST · t seconds without one."""

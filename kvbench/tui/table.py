@@ -15,9 +15,9 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from kvbench.evaluators.base import BASELINE
 from kvbench.formats import NONE, shorten
-from kvbench.summary import Row
+from kvbench.record.summary import Row
+from kvbench.spec import BASELINE
 from kvbench.tui.canvas import bar
 from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns_of, ordered, plan
 from kvbench.tui.facts import is_control, is_unmasked

@@ -21,14 +21,14 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kvbench import results
-from kvbench.budgets import parse_budgets
 from kvbench.cli.question import spec_of
 from kvbench.displays.table import header
 from kvbench.engine import start
 from kvbench.evaluators.base import BASELINE
+from kvbench.record import results
+from kvbench.record.summary import Row, rows
 from kvbench.spec import MethodSpec
-from kvbench.summary import Row, rows
+from kvbench.spec.budgets import parse_budgets
 
 NONE = "–"
 Result = dict[str, Any]

@@ -28,15 +28,15 @@ from tabulate import tabulate
 
 from kvbench.caches.cache import use_kvbench_attention
 from kvbench.engine.plan import resolve_methods
-from kvbench.engine.session import Session
 from kvbench.evaluators.base import BASELINE
 from kvbench.harness.answering import Reply, reply
 from kvbench.harness.encoding import Encoder
 from kvbench.harness.loading import load_tasks
 from kvbench.harness.requests import Question, questions_of
+from kvbench.instruments.session import Session
 from kvbench.methods.base import expand
+from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, ModelSpec, RunSpec, split_list
-from kvbench.weights import silent
 
 GOAL = 4.0
 """All methods together over the harness's backend, at most."""

@@ -31,8 +31,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
+from kvbench.record import events as ev
 
 GOAL = 0.97
 DISPLAYS = ("none", "full")

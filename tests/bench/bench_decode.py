@@ -20,16 +20,16 @@ import torch
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
-from kvbench.engine.decode import SETTLING_STEPS, decoder_for
-from kvbench.engine.roofline import Roofline, measured_once
-from kvbench.engine.session import Session
-from kvbench.engine.stopwatch import Stopwatch
-from kvbench.engine.timing import timed
-from kvbench.evaluators.points import Point
 from kvbench.fused.choice import _CHOICES
+from kvbench.instruments.decode import SETTLING_STEPS, decoder_for
+from kvbench.instruments.roofline import Roofline, measured_once
+from kvbench.instruments.session import Session
+from kvbench.instruments.stopwatch import Stopwatch
+from kvbench.instruments.timing import timed
 from kvbench.methods.base import expand, resolve
-from kvbench.presets import read_preset
+from kvbench.metrics.points import Point
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
+from kvbench.spec.presets import read_preset
 
 POINTS = "1x2048,1x32768,8x32768,32x8192,32x32768"
 METHODS = (

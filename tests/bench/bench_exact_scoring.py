@@ -34,13 +34,13 @@ from transformers import DynamicCache
 
 from kvbench.caches.cache import use_kvbench_attention
 from kvbench.engine.plan import complete, resolve_methods
-from kvbench.engine.protocol import Prompt
-from kvbench.engine.scoring import score
-from kvbench.engine.session import Session
 from kvbench.evaluators.base import BASELINE
+from kvbench.instruments.protocol import Prompt
+from kvbench.instruments.scoring import score
+from kvbench.instruments.session import Session
 from kvbench.methods.base import expand
+from kvbench.models.weights import silent
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
-from kvbench.weights import silent
 
 GOAL, GOAL_STEPWISE = 1.5, 12.0
 """Ours over the floor, at most, for the median method; token by token over ours, at least."""

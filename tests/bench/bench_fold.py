@@ -24,12 +24,12 @@ from typing import Any, TypeVar
 
 from tabulate import tabulate
 
-from kvbench import events as ev
 from kvbench.engine.journal import EVENTS, SCHEMA, RunFolder
+from kvbench.metrics.stats import histogram, histogram_to_json, kl_bin_index
+from kvbench.record import events as ev
+from kvbench.record.state import apply, replay
+from kvbench.record.summary import rows
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
-from kvbench.state import apply, replay
-from kvbench.stats import histogram, histogram_to_json, kl_bin_index
-from kvbench.summary import rows
 
 GOAL_MICROSECONDS, GOAL_SECONDS = 30.0, 3.0
 TOKENS, BINS = 32, 15

@@ -297,7 +297,7 @@ class Corpora(Reader):
         return [str(file)]
 
     def call(self, arguments: list[str]) -> int:
-        from kvbench.corpora import open_text
+        from kvbench.texts.corpora import open_text
 
         return told(lambda: open_text(arguments[0], None).digest())
 

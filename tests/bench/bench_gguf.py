@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 STEPS = {
-    "header": "from kvbench.gguf import gguf_config; gguf_config(FILE)",
+    "header": "from kvbench.models.gguf import gguf_config; gguf_config(FILE)",
     "conversion": "from kvbench import sources; sources.find_source(SPEC, silent)",
     "found again": "from kvbench import sources; sources.find_source(SPEC, silent)",
-    "load, first run": "from kvbench.models import load_model; load_model(SPEC, seed=0, progress=silent)",
-    "load, later run": "from kvbench.models import load_model; load_model(SPEC, seed=0, progress=silent)",
+    "load, first run": "from kvbench.models.loading import load_model; load_model(SPEC, seed=0, progress=silent)",
+    "load, later run": "from kvbench.models.loading import load_model; load_model(SPEC, seed=0, progress=silent)",
 }
 PRELUDE = """
 import sys, time
 from pathlib import Path
 from kvbench.spec import ModelSpec
-from kvbench.weights import silent
+from kvbench.models.weights import silent
 FILE = Path(sys.argv[1]); SPEC = ModelSpec(str(FILE), device="cpu", dtype="bfloat16"); begun = time.perf_counter()
 """
 REPORT = """

@@ -51,13 +51,13 @@ def _measure(given: argparse.Namespace, marks: list[int]) -> dict[int, dict[str,
     """Bytes by figure after each of ``marks`` samples."""
     import torch
 
-    from kvbench.corpora import Windows
     from kvbench.engine.plan import complete, resolve_methods
-    from kvbench.engine.session import Session
     from kvbench.engine.worker import do, keep_for_good
     from kvbench.evaluators.perplexity import Perplexity
+    from kvbench.instruments.session import Session
+    from kvbench.models.weights import silent
     from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec, split_list
-    from kvbench.weights import silent
+    from kvbench.texts.corpora import Windows
 
     model = ModelSpec("random", "auto", "bfloat16", device=given.device, random_weights=True, config=_config(given))
     sizes = {"context": given.context, "continuation": given.continuation, "samples": given.samples}

@@ -36,10 +36,10 @@ stub_engine.install()
 
 from stub_fixtures import stub_spec  # noqa: E402
 
-from kvbench import events as ev  # noqa: E402
-from kvbench import results  # noqa: E402
 from kvbench.engine import start  # noqa: E402
 from kvbench.engine.journal import RunFolder  # noqa: E402
+from kvbench.record import events as ev  # noqa: E402
+from kvbench.record import results  # noqa: E402
 
 EVENTS = ("UnitStarted", "MethodStarted", "RecordMade", "UnitFinished", "any")
 OF_SUPERVISOR = ("RunResumed", "WorkerStarted", "TelemetrySampled")

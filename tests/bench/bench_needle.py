@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
 from kvbench.figures import Table
+from kvbench.record import events as ev
+from kvbench.record.state import replay
+from kvbench.record.summary import figures
 from kvbench.report.text import draw
-from kvbench.state import replay
-from kvbench.summary import figures
 
 METHODS = "streaming_llm,knorm,keydiff,tova,h2o,snapkv,pyramidkv,adakv,int8,int4,kivi"
 """With the baseline, 12; random eviction, the control that every run has, goes beside them."""

@@ -54,12 +54,12 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
     """In the child: resident memory before, at the peak of scoring, and what the caches are of that, bytes."""
     import torch
 
-    from kvbench.corpora import Windows
     from kvbench.engine.plan import complete, resolve_methods
-    from kvbench.engine.session import Session
     from kvbench.evaluators.perplexity import Perplexity
+    from kvbench.instruments.session import Session
+    from kvbench.models.weights import silent
     from kvbench.spec import EvaluatorSpec, MethodSpec, ModelSpec, RunSpec, split_list
-    from kvbench.weights import silent
+    from kvbench.texts.corpora import Windows
 
     model = ModelSpec("wide vocabulary", "float32", device="cpu", random_weights=True, config=_config(given))
     methods = tuple(map(MethodSpec.parse, split_list(given.methods)))

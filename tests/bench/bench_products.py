@@ -15,10 +15,10 @@ import json
 import torch
 from tabulate import tabulate
 
-from kvbench.engine.roofline import copy_bandwidth
 from kvbench.fused import choice
 from kvbench.fused.glue import add_linear_for, norm_gated_for, norm_linear_for
 from kvbench.fused.kernels import linear
+from kvbench.instruments.roofline import copy_bandwidth
 
 SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944), "head": (152064, 3584)}
 ENOUGH = 600 << 20

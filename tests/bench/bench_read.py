@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from kvbench.engine.roofline import copy_bandwidth
 from kvbench.fused import launch as launching
 from kvbench.fused.layout import TILE, Format
 from kvbench.fused.storage import Plane, Region
+from kvbench.instruments.roofline import copy_bandwidth
 
 HEADS, KV_HEADS, SIZE = 28, 4, 128
 IN_A_GRAPH = 8

@@ -16,9 +16,9 @@ from statistics import median
 
 from tabulate import tabulate
 
-from kvbench import events as ev
 from kvbench.engine.journal import RunFolder
-from kvbench.summary import rows
+from kvbench.record import events as ev
+from kvbench.record.summary import rows
 
 MOST = 0.15
 

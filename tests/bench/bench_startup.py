@@ -22,7 +22,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kvbench.results import SCHEMA
+from kvbench.record.results import SCHEMA
 
 ROOT = Path(__file__).parent.parent.parent
 GOALS = {"kvbench --help": 0.2, "kvbench compare": 0.3}

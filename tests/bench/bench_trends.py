@@ -24,11 +24,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from kvbench import results
 from kvbench.engine import start
 from kvbench.methods.base import expand
+from kvbench.metrics.stats import holm, paired_test
+from kvbench.record import results
 from kvbench.spec import CorpusSpec, EvaluatorSpec, ModelSpec, RunSpec
-from kvbench.stats import holm, paired_test
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from kvbench.engine.agreement import Agreement, agreement
-from kvbench.engine.protocol import Prompt
-from kvbench.engine.session import Session
+from kvbench.instruments.agreement import Agreement, agreement
+from kvbench.instruments.protocol import Prompt
+from kvbench.instruments.session import Session
 from kvbench.methods.base import expand, resolve
+from kvbench.models.weights import silent
 from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
-from kvbench.weights import silent
 
 METHODS = "all,snapkv+int4,adakv+int4,adakv+int8,int4:group=64,int4:k_bits=2,v_bits=2,group=64,v_lowrank:bits=4,h2o:decode=grow"
 HEADS = ["method", "read path", "verdict", "agreeing", "first at", "gap", "largest gap", "noise", "left"]

@@ -16,8 +16,7 @@ import stub_faults
 
 from kvbench.errors import ModelError
 from kvbench.evaluators.base import Evaluator, Measured, Summary, UnitContext
-from kvbench.spec import RunSpec
-from kvbench.state import Unit
+from kvbench.spec import RunSpec, Unit
 
 
 class StubSession:
@@ -123,7 +122,7 @@ class Audit(Counting):
 
 def install() -> None:
     """Put the stubs where the real modules would be imported from."""
-    for name, attributes in {"kvbench.engine.session": {"Session": StubSession}, "kvbench.evaluators.audit": {"Audit": Audit}}.items():
+    for name, attributes in {"kvbench.instruments.session": {"Session": StubSession}, "kvbench.evaluators.audit": {"Audit": Audit}}.items():
         module = types.ModuleType(name)
         module.__dict__.update(attributes)
         sys.modules[name] = module

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvbench import events as ev
 from kvbench.engine.journal import Journal
 from kvbench.engine.pipe import Sender
+from kvbench.record import events as ev
 
 
 class Plan:

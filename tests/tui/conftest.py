@@ -9,8 +9,8 @@ import made_up_scores
 import pytest
 from made_up_run import write
 
-from kvbench import schema, summary
 from kvbench.engine.journal import RunFolder
+from kvbench.record import schema, summary
 from kvbench.tui.app import Dashboard
 
 

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kvbench import events as ev
 from kvbench.engine.journal import EVENTS, SCHEMA
+from kvbench.record import events as ev
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
 
 START = 1_767_225_600.0

@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 
 from made_up_run import BASELINE_BYTES, FIGURES, LAYERS, START
 
-from kvbench import events as ev
 from kvbench.engine.journal import EVENTS, SCHEMA
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary
 from kvbench.figures import Figure, Grid, Table
-from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec
-from kvbench.state import Unit
+from kvbench.record import events as ev
+from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec, Unit
 
 LENGTHS, DEPTHS = ("512", "1024", "2048", "4096", "8192"), ("0 %", "25 %", "50 %", "75 %", "100 %")
 HEADS = 9

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from made_up_run import FAILING, FIGURES, OUT_OF_MEMORY, events
 
-from kvbench import events as ev
 from kvbench.engine.journal import EVENTS, RunFolder
 from kvbench.errors import ResultError
+from kvbench.record import events as ev
 from kvbench.tui import screenshot
 from kvbench.tui.app import Dashboard
 from kvbench.tui.panels import DetailsPanel, LogPanel, PlotPanel
@@ -45,7 +45,7 @@ async def test_every_size_shows_the_run_and_its_reference(finished: Path, size: 
 
 
 async def test_figures_of_a_row_are_the_summary_s(finished: Path) -> None:
-    from kvbench.summary import rows
+    from kvbench.record.summary import rows
 
     app = Dashboard(finished, live=False)
     async with app.run_test(size=(160, 48)) as pilot:

@@ -15,12 +15,12 @@ from made_up_run import FIGURES
 from made_up_scores import HEADS, LAYERS, LENGTHS, MADE_UP, TASKS, MadeUpTasks, events
 from rich.cells import cell_len
 
-from kvbench import summary
-from kvbench.events import RecordMade
 from kvbench.figures import Figure, Grid, Table
+from kvbench.record import summary
+from kvbench.record.events import RecordMade
+from kvbench.record.state import RunState, apply, replay
+from kvbench.record.summary import Row, rows
 from kvbench.spec import EvaluatorSpec, SweepRow, SweepSpec
-from kvbench.state import RunState, apply, replay
-from kvbench.summary import Row, rows
 from kvbench.tui import figures as live
 from kvbench.tui.app import Dashboard
 from kvbench.tui.canvas import Canvas
@@ -363,8 +363,8 @@ async def test_heat_maps_and_tables_are_reached_by_keys(scored: Path) -> None:
 
 
 async def test_cells_fill_as_the_run_goes(scoring: Path, following: Following) -> None:
-    from kvbench import events as ev
     from kvbench.engine.journal import EVENTS
+    from kvbench.record import events as ev
 
     app = following(scoring)
     async with app.run_test(size=(120, 40)) as pilot:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from made_up_run import FIGURES, events, spec
 
-from kvbench import events as ev
 from kvbench.formats import duration, fixed, plain_number, signed, size
-from kvbench.state import RunState, apply, replay
-from kvbench.summary import Row, rows
+from kvbench.record import events as ev
+from kvbench.record.state import RunState, apply, replay
+from kvbench.record.summary import Row, rows
 from kvbench.tui import facts
 from kvbench.tui.axes import Scale, padded
 from kvbench.tui.canvas import Canvas, bar, spark

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import TIMES
-from kvbench.state import RunState
+from kvbench.record.state import RunState
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.figures import shows_figures
 from kvbench.tui.plots.grid import draw_grid, scroll_grid

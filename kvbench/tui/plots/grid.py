@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from rich.style import Style
 
-from kvbench.evaluators.base import BASELINE
 from kvbench.figures import Grid
 from kvbench.formats import shorten
+from kvbench.spec import BASELINE
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.plots.chosen import none_yet, place
 from kvbench.tui.plots.heat import UNKNOWN, draw_cell, draw_scale, full, mean

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvbench.evaluators.base import BASELINE
 from kvbench.figures import Grid
+from kvbench.spec import BASELINE
 from kvbench.tui.figures import SWEEP
 from kvbench.tui.plots.chosen import current, cut, figures_of, wrapped
 from kvbench.tui.plots.heat import MODES, Look, decimals, mode_for, turned, unmeasured

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvbench import factors
-from kvbench.evaluators.base import BASELINE
 from kvbench.formats import MIB
+from kvbench.metrics import factors
+from kvbench.spec import BASELINE
 from kvbench.tui.axes import Frame, Scale, framed
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.facts import Point, frontier, points

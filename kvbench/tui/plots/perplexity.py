@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvbench.evaluators.base import BASELINE
 from kvbench.formats import fixed
+from kvbench.spec import BASELINE
 from kvbench.tui.axes import Frame, Scale, framed, padded
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.facts import running_perplexity

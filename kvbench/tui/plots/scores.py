@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 
-from kvbench.evaluators.base import BASELINE
 from kvbench.figures import Table
 from kvbench.formats import shorten
+from kvbench.spec import BASELINE
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.plots.chosen import current, cut, figures_of, none_yet, place, wrapped
 from kvbench.tui.plots.scene import Scene, View, too_small

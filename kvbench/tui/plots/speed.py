@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from rich.style import Style
 
-from kvbench.evaluators.base import BASELINE
 from kvbench.formats import TIMES, fixed
-from kvbench.summary import Row
+from kvbench.record.summary import Row
+from kvbench.spec import BASELINE
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
 

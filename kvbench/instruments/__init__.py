@@ -1,0 +1,1 @@
+"""What touches tensors while measuring: how tokens pass through caches, scores, clocks, the audit and its proofs."""

@@ -1,0 +1,1 @@
+"""What is read: corpora, documents cut into windows, and text as token ids."""
