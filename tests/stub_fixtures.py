@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import kvbench
+from kvbench.evaluators import registered
 from kvbench.methods.base import METHODS
-from kvbench.record import schema, summary
+from kvbench.record import schema
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 
 STUBS = Path(__file__).parent / "stubs"
@@ -20,9 +21,9 @@ HOME = Path(kvbench.__file__).parents[1]
 
 
 def forget_registries() -> None:
-    for registry in (METHODS, summary.EVALUATORS):
+    for registry in (METHODS, registered.EVALUATORS):
         registry.forget()
-    summary._evaluator.cache_clear()
+    registered._evaluator.cache_clear()
     schema._record_of.cache_clear()
 
 

@@ -274,7 +274,7 @@ def test_nothing_heavy_is_loaded_for_right_or_wrong_answers() -> None:
     import sys
 
     code = (
-        "import sys; from kvbench.evaluators import accuracy as a;"
+        "import sys; from kvbench.metrics import accuracy as a;"
         "a.table('t', 't', {'': a.accuracies({'baseline': {'q': 1.0}, 'm': {'q': 0.0}}, 'baseline')}, ['m']);"
         "print({'numpy', 'scipy', 'torch'} & set(sys.modules))"
     )

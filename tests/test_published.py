@@ -319,7 +319,7 @@ def test_the_table_says_what_is_beside_what_and_where_it_is_printed() -> None:
 def test_the_reference_result_has_figures_beside_it_without_torch() -> None:
     root = Path(__file__).parent.parent
     code = (
-        "import sys; from pathlib import Path; from kvbench import results; from kvbench.published.beside import beside, table\n"
+        "import sys; from pathlib import Path; from kvbench.record import results; from kvbench.published.beside import beside, table\n"
         "found = results.load(Path('bench_results/reference')); shown = beside(found)\n"
         "names = {r['method'].split(':')[0].split('+')[0].split('@')[0] for r in found['results']}\n"
         "assert shown and {o.entry.spec.name for o in shown} <= names and table(found).rows\n"

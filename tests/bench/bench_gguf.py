@@ -16,8 +16,8 @@ from typing import Any
 
 STEPS = {
     "header": "from kvbench.models.gguf import gguf_config; gguf_config(FILE)",
-    "conversion": "from kvbench import sources; sources.find_source(SPEC, silent)",
-    "found again": "from kvbench import sources; sources.find_source(SPEC, silent)",
+    "conversion": "from kvbench.models import sources; sources.find_source(SPEC, silent)",
+    "found again": "from kvbench.models import sources; sources.find_source(SPEC, silent)",
     "load, first run": "from kvbench.models.loading import load_model; load_model(SPEC, seed=0, progress=silent)",
     "load, later run": "from kvbench.models.loading import load_model; load_model(SPEC, seed=0, progress=silent)",
 }

@@ -28,7 +28,7 @@ class StubSession:
         self.info_model = {"id": spec.model.id, "weights_hash": os.environ.get("STUB_WEIGHTS", "beef"), "dtype": "float32", "device": "cpu"}
 
     @classmethod
-    def open(cls, spec: RunSpec, methods: Mapping[str, Any], stage: Any) -> StubSession:
+    def open(cls, spec: RunSpec, methods: Mapping[str, Any], stage: Any, evaluators: Any = ()) -> StubSession:
         stage("loading model", 0, 2)
         print("library talk on stdout")
         if spec.model.id == "missing":

@@ -10,7 +10,8 @@ import pytest
 from made_up_run import write
 
 from kvbench.engine.journal import RunFolder
-from kvbench.record import schema, summary
+from kvbench.evaluators import registered
+from kvbench.record import schema
 from kvbench.tui.app import Dashboard
 
 
@@ -38,8 +39,8 @@ def following() -> Callable[[Path], Dashboard]:
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Evaluators of the made-up scores stand in for those of their names, whatever was asked of these before."""
-    real = summary._evaluator
-    monkeypatch.setattr(summary, "_evaluator", lambda spec: made_up_scores.MADE_UP.get(spec.name) or real(spec))
+    real = registered._evaluator
+    monkeypatch.setattr(registered, "_evaluator", lambda spec: made_up_scores.MADE_UP.get(spec.name) or real(spec))
     schema._record_of.cache_clear()
     yield
     schema._record_of.cache_clear()
