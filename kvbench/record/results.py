@@ -1,7 +1,7 @@
 """The result file: what a run found, in one JSON document that outlives the program.
 
-Schema 1, beside its summary (``results``, a row a method): ``records`` holds every measurement (evaluator → method → key → data), so that each
-figure in ``results`` can be computed again; ``prepared`` what evaluators said of their data; ``lost`` the units that killed
+Schema 1: ``results`` is the summary, a row a method; ``records`` holds every measurement (evaluator → method → key → data), so
+that each figure of a row can be computed again; ``prepared`` what evaluators said of their data; ``lost`` the units that killed
 their worker; ``seconds`` the time of running. A row's ``cache_dtype`` is what its factors are of. Rows with a byte budget say
 what was asked (``budget``, ``target_*``), what was turned for it (``budget_solved``) and whether the measured bytes meet it
 (``budget_met``).
