@@ -18,10 +18,10 @@ from kvbench.displays.json import Json
 from kvbench.displays.plain import Plain
 from kvbench.engine.journal import SCHEMA, RunFolder
 from kvbench.figures import Grid, Table
+from kvbench.metrics.row import Row
 from kvbench.record import events as ev
 from kvbench.record import results
 from kvbench.record.state import MethodState, RunState, apply, replay
-from kvbench.record.summary import Row
 from kvbench.spec import RunSpec
 
 pytestmark = pytest.mark.usefixtures("stubbed")

@@ -10,7 +10,7 @@ import pytest
 from kvbench.evaluators.base import Measured
 from kvbench.metrics.apart import contenders, is_better
 from kvbench.metrics.front import frontier, points
-from kvbench.record.summary import Row
+from kvbench.metrics.row import Row
 from kvbench.report.content import _points as report_points
 from kvbench.report.scatter import scatter
 from kvbench.tui import facts

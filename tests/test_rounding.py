@@ -26,8 +26,8 @@ from kvbench.instruments.scoring import TokenScores
 from kvbench.instruments.session import Session
 from kvbench.methods.base import METHODS, expand, resolve
 from kvbench.metrics.rounding import is_within, rounding_of
+from kvbench.metrics.row import Row
 from kvbench.models.weights import silent
-from kvbench.record.summary import Row
 from kvbench.report.overview import main_table, rounding_notes
 from kvbench.spec import RunSpec
 from kvbench.texts.corpora import Windows

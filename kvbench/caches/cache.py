@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,6 @@ from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import ByteLedger
 from kvbench.caches.needs import Needs
 from kvbench.caches.rope import Rope
-
-if TYPE_CHECKING:
-    from kvbench.methods.base import Method
 
 Artefacts = Mapping[str, Sequence[Tensor]]
 """Calibrated tensors by name, one per layer."""
@@ -161,7 +158,24 @@ class CacheOptions:
     later: Literal["append", "refuse"] = "append"
 
 
-def build_cache(method: Method, geometry: Geometry, options: CacheOptions, artefacts: Artefacts) -> KVCache:
+class Rule(Protocol):
+    """What a cache asks of a method."""
+
+    @property
+    def label(self) -> str:
+        """Its row's name."""
+
+    def prepare(self, model: Any) -> None:
+        """Look at the whole model before a cache of it is built."""
+
+    def layer(self, context: LayerContext) -> LayerCache:
+        """An empty layer that stores by the method's rule."""
+
+    def join(self, layers: Sequence[LayerCache]) -> None:
+        """Tie the layers of a new cache together."""
+
+
+def build_cache(method: Rule, geometry: Geometry, options: CacheOptions, artefacts: Artefacts) -> KVCache:
     """An empty cache of ``method``."""
     method.prepare(geometry.model)
     layers: list[LayerCache] = []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvbench.metrics.row import Row
 from kvbench.record.state import RunState
-from kvbench.record.summary import Row, rows
+from kvbench.record.summary import rows
 from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes, sameness_notes, shortened
 from kvbench.report.overview import header as full_header
 from kvbench.report.text import WIDTH, draw_table

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from kvbench.metrics.measured import NOTHING_YET
+from kvbench.metrics.measured import NOTHING_YET, Measured
 from kvbench.metrics.paired import ALPHA, Kind, kind_of, paired, shared
 from kvbench.metrics.rounding import is_within
+from kvbench.metrics.row import Row
 from kvbench.metrics.stats import mann_whitney, median
 from kvbench.spec import CONTROLS
-
-if TYPE_CHECKING:
-    from kvbench.metrics.measured import Measured
-    from kvbench.record.summary import Row
 
 BASELINE, RANDOM = CONTROLS
 SAVING = 0.5

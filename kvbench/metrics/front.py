@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kvbench.metrics import factors
 from kvbench.metrics.apart import BASELINE, is_better, is_ranked
-
-if TYPE_CHECKING:
-    from kvbench.metrics.measured import Measured
-    from kvbench.record.summary import Row
+from kvbench.metrics.measured import Measured
+from kvbench.metrics.row import Row
 
 
 @dataclass(frozen=True)

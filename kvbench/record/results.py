@@ -20,10 +20,11 @@ import orjson
 from kvbench.errors import KvbenchError, ResourceError, ResultError
 from kvbench.files import read_bytes, write_whole
 from kvbench.metrics.measured import Measured
+from kvbench.metrics.row import MethodStatus
 from kvbench.record import events as ev
 from kvbench.record.redacted import Sharing
 from kvbench.record.schema import check_result
-from kvbench.record.state import MethodState, MethodStatus, Records, RunState
+from kvbench.record.state import MethodState, Records, RunState
 from kvbench.record.summary import cache_dtype_of, fields_of, measured_of, same_tokens, summarise
 from kvbench.spec import BASELINE, MethodSpec, RunSpec
 from kvbench.spec.budgets import is_met

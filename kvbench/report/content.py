@@ -11,9 +11,10 @@ from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed
 from kvbench.metrics import factors
 from kvbench.metrics.front import Point, points
+from kvbench.metrics.row import Row
 from kvbench.record import results
 from kvbench.record.state import RunState
-from kvbench.record.summary import Row, figures, rows
+from kvbench.record.summary import figures, rows
 from kvbench.report.facts import facts_of
 from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes, sameness_notes
 from kvbench.report.question import command_of

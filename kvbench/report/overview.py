@@ -10,9 +10,9 @@ from kvbench.evaluators.registered import evaluators_of
 from kvbench.figures import Table
 from kvbench.formats import MIB, NONE, TIMES, duration, fixed, is_symmetric, signed, size
 from kvbench.metrics import factors
+from kvbench.metrics.row import Row
 from kvbench.models.shape import Shape, cache_bytes_per_token
 from kvbench.record.state import RunState
-from kvbench.record.summary import Row
 from kvbench.spec.budgets import is_met
 
 CELL = 6

@@ -10,7 +10,7 @@ from kvbench.formats import MIB, NONE, TIMES, fixed, is_symmetric, shorten, sign
 from kvbench.metrics import factors
 from kvbench.metrics.apart import contenders, is_better
 from kvbench.metrics.measured import NOTHING_YET
-from kvbench.record.summary import Row
+from kvbench.metrics.row import Row
 
 Best = Literal["lowest", "highest"]
 GAP = 2

@@ -12,8 +12,8 @@ from rich.text import Text
 from kvbench.errors import KvbenchError
 from kvbench.formats import NONE, fixed, shorten, signed, size
 from kvbench.metrics.measured import NOTHING_YET
+from kvbench.metrics.row import Row
 from kvbench.record.state import MethodState
-from kvbench.record.summary import Row
 from kvbench.spec import BASELINE, MethodSpec, format_value
 from kvbench.tui.canvas import bar, spark
 from kvbench.tui.facts import ledger, per_layer

@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 
 from kvbench.errors import KvbenchError
 from kvbench.figures import Figure
+from kvbench.metrics.row import Row
 from kvbench.printable import printable, printable_data
 from kvbench.record import events as ev
 from kvbench.record.state import RunState, apply
-from kvbench.record.summary import Row
 from kvbench.tui.feed import Feed
 from kvbench.tui.figures import LiveFigures
 from kvbench.tui.log import line_of

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kvbench.errors import KvbenchError
+from kvbench.metrics.row import Row
 from kvbench.record.state import MethodState, RunState
-from kvbench.record.summary import Row, rows
+from kvbench.record.summary import rows
 from kvbench.spec import BASELINE
 
 REST = 100

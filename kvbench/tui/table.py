@@ -16,7 +16,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from kvbench.formats import NONE, shorten
-from kvbench.record.summary import Row
+from kvbench.metrics.row import Row
 from kvbench.spec import BASELINE
 from kvbench.tui.canvas import bar
 from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns_of, ordered, plan

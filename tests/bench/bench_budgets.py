@@ -25,8 +25,9 @@ from kvbench.cli.question import spec_of
 from kvbench.displays.table import header
 from kvbench.engine import start
 from kvbench.evaluators.base import BASELINE
+from kvbench.metrics.row import Row
 from kvbench.record import results
-from kvbench.record.summary import Row, rows
+from kvbench.record.summary import rows
 from kvbench.spec import MethodSpec
 from kvbench.spec.budgets import parse_budgets
 

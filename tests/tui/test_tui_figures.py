@@ -16,10 +16,11 @@ from made_up_scores import HEADS, LAYERS, LENGTHS, MADE_UP, TASKS, MadeUpTasks, 
 from rich.cells import cell_len
 
 from kvbench.figures import Figure, Grid, Table
+from kvbench.metrics.row import Row
 from kvbench.record import summary
 from kvbench.record.events import RecordMade
 from kvbench.record.state import RunState, apply, replay
-from kvbench.record.summary import Row, rows
+from kvbench.record.summary import rows
 from kvbench.spec import EvaluatorSpec, SweepRow, SweepSpec
 from kvbench.tui import figures as live
 from kvbench.tui.app import Dashboard

@@ -11,9 +11,10 @@ import pytest
 from made_up_run import FIGURES, events, spec
 
 from kvbench.formats import duration, fixed, plain_number, signed, size
+from kvbench.metrics.row import Row
 from kvbench.record import events as ev
 from kvbench.record.state import RunState, apply, replay
-from kvbench.record.summary import Row, rows
+from kvbench.record.summary import rows
 from kvbench.tui import facts
 from kvbench.tui.axes import Scale, padded
 from kvbench.tui.canvas import Canvas, bar, spark

@@ -12,12 +12,11 @@ order; how the streams of several units lie between each other changes nothing b
 """
 
 from kvbench.record.state.rules import apply, replay
-from kvbench.record.state.states import OVER_BUDGET, MethodState, MethodStatus, Records, RunState, Status
+from kvbench.record.state.states import OVER_BUDGET, MethodState, Records, RunState, Status
 
 __all__ = [
     "OVER_BUDGET",
     "MethodState",
-    "MethodStatus",
     "Records",
     "RunState",
     "Status",

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kvbench.metrics.row import MethodStatus
 from kvbench.record import events as ev
 from kvbench.spec import RunSpec, Unit
 
 Status = Literal["planned", "running", "interrupted", "failed", "finished"]
-MethodStatus = Literal["waiting", "running", "done", "failed"]
 Records = Mapping[str, Mapping[str, Mapping[str, dict[str, Any]]]]
 """evaluator → method → key → data, each in the plan's order."""
 OVER_BUDGET = "budget"

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 
 from kvbench.errors import ResultError
+from kvbench.metrics.row import MethodStatus
 from kvbench.record import events as ev
 from kvbench.record.state.changes import by_place, changed, logged, put, without
 from kvbench.record.state.kept import UnitSet
-from kvbench.record.state.states import Effort, InFlight, MethodState, MethodStatus, RunState
+from kvbench.record.state.states import Effort, InFlight, MethodState, RunState
 from kvbench.spec import Unit
 
 

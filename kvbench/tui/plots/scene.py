@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from rich.style import Style
 
 from kvbench.figures import Figure
+from kvbench.metrics.row import Row
 from kvbench.record.state import RunState
-from kvbench.record.summary import Row
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.theme import Palette
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.style import Style
 
 from kvbench.formats import TIMES, fixed
-from kvbench.record.summary import Row
+from kvbench.metrics.row import Row
 from kvbench.spec import BASELINE
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
