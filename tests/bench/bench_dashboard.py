@@ -13,29 +13,27 @@ out. A terminal emulator's own drawing is not in the figure.
 
 from __future__ import annotations
 
-import argparse
-import fcntl
-import json
 import os
 import pty
 import re
 import select
-import statistics
-import struct
 import subprocess
-import sys
 import tempfile
 import termios
 import time
+from argparse import Namespace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from tabulate import tabulate
+from benching import arguments, closing, command, methods, picked, refuse, table, talk
 
 from kvbench.engine.journal import RunFolder
 from kvbench.record import events as ev
 
 GOAL = 0.97
-DISPLAYS = ("none", "full")
 COLUMNS, LINES = 160, 48
 QUESTION = re.compile(rb"\x1b\[\?(\d+)\$p")
 """A program asks whether its terminal knows a mode."""
@@ -44,45 +42,44 @@ KNOWN_MODES = (b"2026",)
 PATIENCE = 900.0
 
 
+@dataclass(frozen=True)
+class Display:
+    """What was measured with one display: tokens a second of each run, seconds of each unit, bytes drawn a run."""
+
+    name: str
+    speeds: list[float] = field(default_factory=list)
+    units: list[float] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+
+    def measure(self, given: Namespace, run: RunFolder) -> None:
+        what = picked(given, "model methods samples context continuation") | {"evals": "perplexity", "device": "cpu", "dtype": "float32"}
+        asked = command("run", **what, output_dir=run.path.parent, name=run.name, display=self.name)
+        if self.name == "full":
+            self.drawn.append(_watched(asked, run))
+        else:
+            subprocess.run(asked, check=True, stdout=subprocess.DEVNULL)
+        seconds, tokens = _measured(run)
+        self.units.extend(seconds)
+        self.speeds.append(tokens / median(seconds))
+        talk(f"{run.name}: {self.speeds[-1]:,.1f} tokens/s")
+
+    def row(self) -> dict[str, Any]:
+        ends = {"fastest_s": min(self.units), "slowest_s": max(self.units), "units": len(self.units)}
+        return {"display": self.name, "tokens_per_s": median(self.speeds), "unit_s": median(self.units), **ends}
+
+
 def main() -> None:
-    given = _arguments()
-    speeds: dict[str, list[float]] = {display: [] for display in DISPLAYS}
-    units: dict[str, list[float]] = {display: [] for display in DISPLAYS}
-    drawn: list[int] = []
+    given = arguments(
+        __doc__, model="embedded:smollm2", methods=methods("snapkv,int8"), samples=4, context=256, continuation=64, repeats=5
+    )  # fmt: skip
+    if given.samples < 2:
+        refuse("--samples must be at least 2: the first warms up")
+    none, full = Display("none"), Display("full")
     with tempfile.TemporaryDirectory(prefix="kvbench-dashboard-") as folder:
         for repeat in range(given.repeats):
-            for display in DISPLAYS:
-                run = RunFolder(Path(folder) / f"{display}-{repeat}")
-                if display == "full":
-                    drawn.append(_watched(_command(given, run, display), run))
-                else:
-                    subprocess.run(_command(given, run, display), check=True, stdout=subprocess.DEVNULL)
-                seconds, tokens = _measured(run)
-                units[display] += seconds
-                speeds[display].append(tokens / statistics.median(seconds))
-                print(f"{run.name}: {speeds[display][-1]:,.1f} tokens/s", file=sys.stderr)
-    _report(given, speeds, units, drawn)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded:smollm2")
-    parser.add_argument("--methods", default="snapkv,int8", help="The controls, baseline and random, are always among them.")
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--continuation", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    if given.samples < 2:
-        parser.error("--samples must be at least 2: the first warms up")
-    return given
-
-
-def _command(given: argparse.Namespace, run: RunFolder, display: str) -> list[str]:
-    sizes = ["--samples", str(given.samples), "--context", str(given.context), "--continuation", str(given.continuation)]
-    what = ["--model", given.model, "--methods", given.methods, "--evals", "perplexity", "--device", "cpu", "--dtype", "float32"]
-    where = ["--output-dir", str(run.path.parent), "--name", run.name, "--display", display]
-    return [sys.executable, "-m", "kvbench", "run", *what, *sizes, *where]
+            for display in (none, full):
+                display.measure(given, RunFolder(Path(folder) / f"{display.name}-{repeat}"))
+    _report(given, none, full)
 
 
 def _measured(run: RunFolder) -> tuple[list[float], int]:
@@ -97,12 +94,12 @@ def _measured(run: RunFolder) -> tuple[list[float], int]:
 # -- the user and the terminal
 
 
-def _watched(command: list[str], run: RunFolder) -> int:
-    """Run ``command`` on a terminal, leave it when the run is finished, and return the bytes that it drew."""
+def _watched(asked: list[str], run: RunFolder) -> int:
+    """Run ``asked`` on a terminal, leave it when the run is finished, and return the bytes that it drew."""
     terminal, side = pty.openpty()
-    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    termios.tcsetwinsize(side, (LINES, COLUMNS))
     environment = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor"}
-    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True)
+    process = subprocess.Popen(asked, stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True)
     os.close(side)
     try:
         drawn = _attend(terminal, process, run)
@@ -123,7 +120,8 @@ def _attend(terminal: int, process: subprocess.Popen[bytes], run: RunFolder) -> 
         if ready:
             screen = _read(terminal)
             drawn += len(screen)
-            _answer(terminal, screen)
+            for mode in QUESTION.findall(screen):
+                _press(terminal, b"\x1b[?" + mode + (b";2$y" if mode in KNOWN_MODES else b";0$y"))
             if not screen:
                 process.wait(30)
                 return drawn
@@ -142,39 +140,21 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def _answer(terminal: int, screen: bytes) -> None:
-    for mode in QUESTION.findall(screen):
-        _press(terminal, b"\x1b[?" + mode + (b";2$y" if mode in KNOWN_MODES else b";0$y"))
-
-
 def _press(terminal: int, keys: bytes) -> None:
-    try:
+    with suppress(OSError):  # the program has just left
         os.write(terminal, keys)
-    except OSError:
-        return  # the program has just left
 
 
-def _report(given: argparse.Namespace, speeds: dict[str, list[float]], units: dict[str, list[float]], drawn: list[int]) -> None:
-    middle = {display: statistics.median(seconds) for display, seconds in units.items()}
-    ratio = middle["none"] / middle["full"]
-    pairs = [full / none for none, full in zip(speeds["none"], speeds["full"], strict=True)]
-    rows = [
-        {
-            "display": display,
-            "tokens_per_s": statistics.median(speeds[display]),
-            "unit_s": middle[display],
-            "fastest_s": min(units[display]),
-            "slowest_s": max(units[display]),
-            "units": len(units[display]),
-        }
-        for display in DISPLAYS
-    ]
-    print(tabulate(rows, headers="keys", floatfmt=".3f"))
+def _report(given: Namespace, none: Display, full: Display) -> None:
+    rows = [none.row(), full.row()]
+    ratio = rows[0]["unit_s"] / rows[1]["unit_s"]
+    pairs = [watched / alone for alone, watched in zip(none.speeds, full.speeds, strict=True)]
+    names = ("tokens_per_s", "unit_s", "fastest_s", "slowest_s")
+    table(rows, {"display": "{display}", **{name: f"{{{name}:.3f}}" for name in names}, "units": "{units:}"})
     print(f"\nfull over none {ratio:.4f} (pairs of runs {min(pairs):.4f} to {max(pairs):.4f}), goal ≥ {GOAL}")
-    print(f"drawn: {statistics.median(drawn) / 1024:,.0f} KiB a run")
-    sizes = {"context": given.context, "continuation": given.continuation, "samples": given.samples, "repeats": given.repeats}
-    figures = {"ratio": ratio, "pairs": pairs, "goal": GOAL, "met": ratio >= GOAL, "drawn_bytes": drawn, "displays": rows}
-    print(json.dumps({"bench": "dashboard", **sizes, **figures}))
+    print(f"drawn: {median(full.drawn) / 1024:,.0f} KiB a run")
+    sizes = picked(given, "context continuation samples repeats")
+    closing("dashboard", **sizes, ratio=ratio, pairs=pairs, goal=GOAL, met=ratio >= GOAL, drawn_bytes=full.drawn, displays=rows)
 
 
 if __name__ == "__main__":

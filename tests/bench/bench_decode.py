@@ -8,15 +8,15 @@ from the copy bandwidth measured in it, every ratio over its own baseline. Needs
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import statistics
-import time
+from argparse import Namespace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
+from benching import Column, arguments, closing, option, table
+from opening import opened
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
@@ -26,9 +26,8 @@ from kvbench.instruments.roofline import Roofline, measured_once
 from kvbench.instruments.session import Session
 from kvbench.instruments.stopwatch import Stopwatch
 from kvbench.instruments.timing import timed
-from kvbench.methods.base import expand, resolve
 from kvbench.metrics.points import Point
-from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
+from kvbench.spec import ModelSpec
 from kvbench.spec.presets import read_preset
 
 POINTS = "1x2048,1x32768,8x32768,32x8192,32x32768"
@@ -38,24 +37,84 @@ METHODS = (
 )
 """Parameters are joined by + here and a store by ++, since , separates methods."""
 AT_ALL_POINTS = ("baseline", "v_lowrank")
+COLUMNS: dict[str, Column] = {
+    "point": "{point}", "method": "{method}", "path": lambda row: row["error"][:60] if "error" in row else row["path"],
+    "ms": "{ms:.3f}", "spread": "{spread:.3f}", "tokens/s": "{rate:.1f}", "limit": "{limit:.1f}", "reached": "{reached:.3f}",
+    "over bf16": "{over_bf16:.3f}", "GiB stored": lambda row: f"{row['stored'] / 2**30:.2f}",
+    "GiB held": lambda row: f"{row['held'] / 2**30:.2f}", "prepare s": "{prepare_s:.1f}", "capture s": "{capture_s:.2f}",
+    "flush µs": lambda row: f"{row['flush_s'] * 1e6:.0f}",
+}  # fmt: skip
+Found = dict[str, Any]
 
 
-def methods_of(text: str) -> list[str]:
-    return [one.replace("++", "\0").replace("+", ",").replace("\0", "+") for one in text.split(",")]
-
-
-def opened(labels: list[str], preset: str) -> Session:
-    """The preset's model with random weights, and the methods."""
-    config = read_preset(preset)["model"]
-    spec = RunSpec(
-        methods=tuple(spec for spec in expand(labels) if spec.label != "random" or "random" in labels),
-        evaluators=(EvaluatorSpec("speed"),), context=64, samples=1,
-        model=ModelSpec(config["id"], config["dtype"], random_weights=True, config=config["config"]),
+def main() -> None:
+    given = arguments(
+        __doc__, points=POINTS, methods=METHODS, preset="qwen7b", steps=16, repeats=5, path="auto",
+        profile=option(False, "also print each row's kernels by time, and which products were chosen"),
+        everything=option(False, "every method at every point, not only at the last"),
     )  # fmt: skip
-    return Session.open(spec, {m.label: resolve(m, spec) for m in spec.methods}, lambda *_: None)
+    labels = [one.replace("++", "\0").replace("+", ",").replace("\0", "+") for one in given.methods.split(",")]
+    config = read_preset(given.preset)["model"]
+    model = ModelSpec(config["id"], config["dtype"], random_weights=True, config=config["config"])
+    session = opened(model, labels, context=64, samples=1)
+    points = [Point(*map(int, text.split("x"))) for text in given.points.split(",")]
+    found: list[Found] = []
+    for point in points:
+        baseline = None
+        for label in session.methods:
+            is_asked = given.everything or point == points[-1] or label.startswith(AT_ALL_POINTS)
+            if not is_asked or (label == "random" and label not in labels):
+                continue
+            found.append(_tried(session, label, point, given))
+            if label == "baseline":
+                baseline = found[-1].get("rate")
+            found[-1]["over_bf16"] = found[-1]["rate"] / baseline if baseline and "rate" in found[-1] else None
+            print(*(value for name, value in found[-1].items() if name != "step_s"), sep="  ", flush=True)
+    if given.profile:
+        print(*(f"{key[0]}: {choice.name} {choice.microseconds}" for key, choice in _CHOICES.items()), sep="\n")  # type: ignore[index]
+    print(f"{torch.cuda.get_device_name()}, copy {measured_once(session) / 1e12:.2f} TB/s, {given.preset} with random weights")
+    table(found, COLUMNS)
+    closing("decode", bandwidth=measured_once(session), rows=found)
 
 
-def profiled(decoder: Any, steps: int = 4) -> list[tuple[float, float, str]]:
+def _tried(session: Session, label: str, point: Point, given: Namespace) -> Found:
+    head = {"method": label, "point": f"{point.batch}x{point.context}"}
+    try:
+        return head | _measured(session, label, point, given)
+    except Exception as error:  # a method that fails is a row
+        return head | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _measured(session: Session, label: str, point: Point, given: Namespace) -> Found:
+    """One method at one point: seconds a step of every repeat, and what it took to get there."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    filled, fill_s = timed(session.loaded.device, lambda: Stopwatch(session, point, given.path, given.steps).drawn(label))
+    stored = filled.cache.ledger().stored
+    reserve = max(SETTLING_STEPS.values()) + given.steps * given.repeats + 4
+    decoder = decoder_for(session, label, filled.cache, path=given.path, reserve=reserve, again=filled.again)
+    try:
+        decoder.start(filled.first)
+        decoder.steps(SETTLING_STEPS[decoder.read_path])
+        held = torch.cuda.memory_allocated() - before
+        steps = partial(decoder.steps, given.steps)
+        times = [timed(session.loaded.device, steps)[1] / given.steps for _ in range(given.repeats)]
+        if given.profile:
+            print(tabulate(_profiled(decoder)[:14], ["µs a step", "launches", "kernel"], floatfmt=("9.1f", ".0f", "")), flush=True)
+        weights, read = decoder.weight_bytes() or 0, decoder.read_bytes() or stored
+        limit, step = Roofline(weights, read, measured_once(session)).limit(point.batch), median(times)
+        return {
+            "path": decoder.read_path, "reason": decoder.reason, "step_s": times, "ms": step * 1e3,
+            "spread": (max(times) - min(times)) / step, "rate": point.batch / step, "limit": limit, "reached": point.batch / step / limit,
+            "weights": weights, "read": read, "stored": stored, "held": held, "fill_s": fill_s,
+            "prepare_s": decoder.prepare_s, "capture_s": decoder.capture_s, "flush_s": decoder.flush_s,
+        }  # fmt: skip
+    finally:
+        decoder.close()
+
+
+def _profiled(decoder: Any, steps: int = 4) -> list[tuple[float, float, str]]:
     """Where a step's time goes: microseconds a step, launches a step and the kernel's name, the longest first.
 
     Kernels that start while the one before them ends overlap, so their times add up to more than a step's; ``KVBENCH_PDL=0``
@@ -66,94 +125,6 @@ def profiled(decoder: Any, steps: int = 4) -> list[tuple[float, float, str]]:
         torch.cuda.synchronize()
     kernels = [(e.self_device_time_total / steps, e.count / steps, e.key[:80]) for e in seen.key_averages() if e.self_device_time_total]
     return sorted(kernels, reverse=True)
-
-
-def measured(
-    session: Session, label: str, point: Point, steps: int, repeats: int, path: Any, *, with_profile: bool = False
-) -> dict[str, Any]:
-    """One method at one point: seconds a step of every repeat, and what it took to get there."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    started = time.perf_counter()
-    watch = Stopwatch(session, point, path, steps)
-    filled = watch.drawn(label)
-    torch.cuda.synchronize()
-    filled_s = time.perf_counter() - started
-    stored = filled.cache.ledger().stored
-    reserve = max(SETTLING_STEPS.values()) + steps * repeats + 4
-    decoder = decoder_for(session, label, filled.cache, path=path, reserve=reserve, again=filled.again)
-    try:
-        decoder.start(filled.first)
-        decoder.steps(SETTLING_STEPS[decoder.read_path])
-        held = torch.cuda.memory_allocated() - before
-        times = [timed(session.loaded.device, partial(decoder.steps, steps))[1] / steps for _ in range(repeats)]
-        if with_profile:
-            print(tabulate(profiled(decoder)[:14], ["µs a step", "launches", "kernel"], floatfmt=("9.1f", ".0f", "")), flush=True)
-        weights = decoder.weight_bytes() or 0
-        read = decoder.read_bytes() or stored
-        limit = Roofline(weights, read, measured_once(session)).limit(point.batch)
-        return {
-            "method": label, "point": f"{point.batch}x{point.context}", "path": decoder.read_path, "reason": decoder.reason,
-            "step_s": times, "limit": limit, "weights": weights, "read": read, "stored": stored, "held": held,
-            "fill_s": filled_s, "prepare_s": decoder.prepare_s, "capture_s": decoder.capture_s, "flush_s": decoder.flush_s,
-        }  # fmt: skip
-    finally:
-        decoder.close()
-
-
-def row(found: dict[str, Any], baseline: float | None) -> list[Any]:
-    if "error" in found:
-        return [found["point"], found["method"], found["error"][:60]]
-    batch = int(found["point"].split("x")[0])
-    step = statistics.median(found["step_s"])
-    rate, spread = batch / step, (max(found["step_s"]) - min(found["step_s"])) / step
-    return [
-        found["point"], found["method"], found["path"], step * 1e3, spread, rate, found["limit"], rate / found["limit"],
-        None if baseline is None else rate / baseline, found["stored"] / 2**30, found["held"] / 2**30,
-        found["prepare_s"], found["capture_s"], None if found["flush_s"] is None else found["flush_s"] * 1e6,
-    ]  # fmt: skip
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--points", default=POINTS)
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--preset", default="qwen7b")
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--path", default="auto")
-    parser.add_argument("--profile", action="store_true", help="also print each row's kernels by time, and which products were chosen")
-    parser.add_argument("--everything", action="store_true", help="every method at every point, not only at the last")
-    asked = parser.parse_args()
-    labels = methods_of(asked.methods)
-    session = opened(labels, asked.preset)
-    points = [Point(*map(int, text.split("x"))) for text in asked.points.split(",")]
-    found, rows = [], []
-    for point in points:
-        baseline = None
-        for label in session.methods:
-            if not (asked.everything or point == points[-1] or label.startswith(AT_ALL_POINTS)):
-                continue
-            try:
-                one = measured(session, label, point, asked.steps, asked.repeats, asked.path, with_profile=asked.profile)
-            except Exception as error:  # a method that fails is a row
-                one = {"method": label, "point": f"{point.batch}x{point.context}", "error": f"{type(error).__name__}: {error}"}
-            found.append(one)
-            rows.append(row(one, baseline))
-            print(*rows[-1], one.get("reason", ""), sep="  ", flush=True)
-            if label == "baseline" and "step_s" in one:
-                baseline = point.batch / statistics.median(one["step_s"])
-                rows[-1][8] = 1.0
-    if asked.profile:
-        print(*(f"{key[0]}: {choice.name} {choice.microseconds}" for key, choice in _CHOICES.items()), sep="\n")
-    names = [
-        "point", "method", "path", "ms", "spread", "tokens/s", "limit", "reached", "over bf16", "GiB stored", "GiB held",
-        "prepare s", "capture s", "flush µs",
-    ]  # fmt: skip
-    print(f"{torch.cuda.get_device_name()}, copy {measured_once(session) / 1e12:.2f} TB/s, {asked.preset} with random weights")
-    print(tabulate(rows, names, floatfmt=("", "", "", ".3f", ".3f", ".1f", ".1f", ".3f", ".3f", ".2f", ".2f", ".1f", ".2f", ".0f")))
-    print(json.dumps({"bandwidth": measured_once(session), "rows": found}))
 
 
 if __name__ == "__main__":

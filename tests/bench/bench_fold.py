@@ -11,18 +11,16 @@ event to the next state; reading a folder also checks every line.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import resource
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import median
+from typing import Any
 
-from tabulate import tabulate
+from benching import arguments, closing, highest_resident, listing, table, timed
 
 from kvbench.engine.journal import EVENTS, SCHEMA, RunFolder
 from kvbench.metrics.stats import histogram, histogram_to_json, kl_bin_index
@@ -35,29 +33,24 @@ GOAL_MICROSECONDS, GOAL_SECONDS = 30.0, 3.0
 TOKENS, BINS = 32, 15
 LAST = 100
 """Units at the end of a journal whose events are timed one by one."""
-T = TypeVar("T")
+clocked = partial(timed, clock=time.process_time)
 
 
 def main() -> None:
-    given = _arguments()
+    sizes = {"default": [400, 4_000, 40_000], "type": lambda text: [int(size) for size in text.split(",")]}
+    given = arguments(__doc__, sizes=sizes, methods=200, samples=400)
     by_size = {size: _by_kind(size) for size in given.sizes}
     whole = _whole(given.methods, given.samples)
-    kinds = list(by_size[given.sizes[0]])
-    table = [[kind, *(f"{part:.1f}" for size in given.sizes for part in by_size[size][kind])] for kind in kinds]
-    headings = ["median µs an event", *(f"{part}, {size:,} samples" for size in given.sizes for part in ("decode", "fold"))]
-    print(tabulate(table, headings, stralign="right"), end="\n\n")
-    print(tabulate([[name, value] for name, value in whole.items()], [f"{given.methods} methods × {given.samples} samples", ""]))
-    most = {str(size): round(max(decode + fold for decode, fold in found.values()), 1) for size, found in by_size.items()}
-    goals = {"goal_microseconds": GOAL_MICROSECONDS, "goal_seconds": GOAL_SECONDS}
-    print(json.dumps({"bench": "fold", "dearest_event_microseconds": most, **whole, **goals}))
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=[400, 4_000, 40_000])
-    parser.add_argument("--methods", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=400)
-    return parser.parse_args()
+    columns = {f"{part}, {size:,} samples": f"{{{part} {size}:.1f}}" for size in given.sizes for part in ("decode", "fold")}
+    kinds = [
+        {"kind": kind, **{f"{part} {size}": spent for size, of in by_size.items() for part, spent in of[kind].items()}}
+        for kind in by_size[given.sizes[0]]
+    ]
+    table(kinds, {"median µs an event": "{kind}", **columns})
+    print()
+    listing(f"{given.methods} methods × {given.samples} samples", whole)
+    most = {str(size): round(max(sum(parts.values()) for parts in of.values()), 1) for size, of in by_size.items()}
+    closing("fold", dearest_event_microseconds=most, **whole, goal_microseconds=GOAL_MICROSECONDS, goal_seconds=GOAL_SECONDS)
 
 
 def _labels(count: int) -> list[str]:
@@ -66,11 +59,10 @@ def _labels(count: int) -> list[str]:
 
 def _started(methods: list[str], samples: int) -> ev.RunStarted:
     spec = RunSpec(methods=tuple(map(MethodSpec.parse, methods)), evaluators=(EvaluatorSpec("perplexity"),), samples=samples)
-    units = [
-        {"id": f"perplexity/{i}", "evaluator": "perplexity", "index": i, "methods": methods, "steps": len(methods) + 1}
-        for i in range(samples)
-    ]
-    return ev.RunStarted(0.0, spec.to_plain(), units, methods, "0", SCHEMA)
+    common = {"evaluator": "perplexity", "methods": methods, "steps": len(methods) + 1}
+    return ev.RunStarted(
+        0.0, spec.to_plain(), [{"id": f"perplexity/{i}", "index": i, **common} for i in range(samples)], methods, "0", SCHEMA
+    )
 
 
 def _unit(index: int, methods: list[str], records: list[dict[str, Any]]) -> Iterator[ev.Event]:
@@ -103,21 +95,20 @@ def _record(dice: random.Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _by_kind(samples: int) -> dict[str, tuple[float, float]]:
+def _by_kind(samples: int) -> dict[str, dict[str, float]]:
     """Kind of event → median µs of decoding and of folding one, over the last units of a run of 4 methods."""
     methods, records = _labels(4), _records()
     state = replay([_started(methods, samples)])
-    for index in range(samples - LAST):
-        for event in _unit(index, methods, records):
-            state = apply(state, event)
     spent: dict[str, list[tuple[float, float]]] = {}
-    for index in range(max(0, samples - LAST), samples):
+    for index in range(samples):
         for event in _unit(index, methods, records):
-            line = ev.encode(event)
-            read, decoding = _timed(lambda line=line: ev.decode(line))
-            state, folding = _timed(lambda read=read, state=state: apply(state, read))
+            if index < samples - LAST:
+                state = apply(state, event)
+                continue
+            read, decoding = clocked(partial(ev.decode, ev.encode(event)))
+            state, folding = clocked(partial(apply, state, read))
             spent.setdefault(type(event).__name__, []).append((decoding * 1e6, folding * 1e6))
-    return {kind: (statistics.median(d for d, _ in of), statistics.median(f for _, f in of)) for kind, of in spent.items()}
+    return {kind: {"decode": median(d for d, _ in of), "fold": median(f for _, f in of)} for kind, of in spent.items()}
 
 
 def _whole(methods: int, samples: int) -> dict[str, float]:
@@ -130,20 +121,14 @@ def _whole(methods: int, samples: int) -> dict[str, float]:
             for index in range(samples):
                 file.writelines(map(ev.encode, _unit(index, labels, records)))
         size = (folder.path / EVENTS).stat().st_size
-        events, reading = _timed(folder.read)
-    state, folding = _timed(lambda: replay(events))
-    _, summarising = _timed(lambda: rows(state))
+        events, reading = clocked(folder.read)
+    state, folding = clocked(lambda: replay(events))
+    _, summarising = clocked(lambda: rows(state))
     return {
         "events": len(events), "journal_mib": round(size / 2**20, 1), "read_and_check_s": round(reading, 2), "fold_s": round(folding, 2),
         "read_and_fold_s": round(reading + folding, 2), "summarise_s": round(summarising, 2),
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
+        "peak_mib": round(highest_resident() / 2**20),
     }  # fmt: skip
-
-
-def _timed(action: Callable[[], T]) -> tuple[T, float]:
-    started = time.process_time()
-    found = action()
-    return found, time.process_time() - started
 
 
 if __name__ == "__main__":

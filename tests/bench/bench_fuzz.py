@@ -12,7 +12,6 @@ many inputs is given to a process of its own as well.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -20,18 +19,29 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-ROOT = Path(__file__).parents[2]
-REFERENCE = ROOT / "bench_results" / "reference"
+import gguf
+import numpy as np
+import torch
+from bench_gguf import finished
+from benching import REFERENCE, ROOT, Column, arguments, closing, command, option, table, talk, timed
+from safetensors.torch import save
+
+from kvbench import cli, published
+from kvbench.calibration.files import load_tensors
+from kvbench.engine import start
+from kvbench.errors import KvbenchError
+from kvbench.texts.corpora import open_text
+
 METHODS = ("baseline", "random", "snapkv", "kivi:bits=2", "int8")
 """Rows that the small copy of the reference keeps."""
 LIMIT = 10.0
@@ -53,35 +63,46 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
     """One or two accidents of a disk or an editor."""
     for _ in range(rng.choice((1, 1, 2))):
         at, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 3, 40, 400, 4096))
-        kind = rng.randrange(9)
-        if kind == 0:
-            data = data[:at]
-        elif kind == 1:
-            data = data[:at] + bytes(size) + data[at + size :]
-        elif kind == 2:
-            data = data[:at] + data[at + size :]
-        elif kind == 3:
-            data = data[:at] + data[max(0, at - size) : at] + data[at:]
-        elif kind == 4:
-            data = data[:at] + rng.randbytes(min(size, 40)) + data[at:]
-        elif kind == 5 and data:
-            at = rng.randrange(len(data))
-            data = data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
-        elif kind == 6:
-            data = rng.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"[" * 100_000, b"\x80\x04")) + data
-        elif kind == 7:
-            lines = data.split(b"\n")
-            rng.shuffle(lines) if rng.random() < 0.2 else lines.pop(rng.randrange(len(lines)))
-            data = b"\n".join(lines)
-        else:
-            number = rng.choice((b"9" * 5000, b"1e999", b"-1", b"NaN", b"0", b"null", b"9223372036854775807"))
-            digits = [i for i in range(len(data)) if data[i : i + 1].isdigit() and not data[i - 1 : i].isdigit()]
-            if digits:
-                start = end = rng.choice(digits)
-                while data[end : end + 1].isdigit():
-                    end += 1
-                data = data[:start] + number + data[end:]
+        data = ACCIDENTS[rng.randrange(len(ACCIDENTS))](data, at, size, rng)
     return data
+
+
+def _a_bit(data: bytes, at: int, size: int, rng: random.Random) -> bytes:
+    if not data:
+        return _a_number(data, at, size, rng)
+    at = rng.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+
+
+def _lines(data: bytes, at: int, size: int, rng: random.Random) -> bytes:
+    """One is lost, or all are in another order."""
+    lines = data.split(b"\n")
+    rng.shuffle(lines) if rng.random() < 0.2 else lines.pop(rng.randrange(len(lines)))
+    return b"\n".join(lines)
+
+
+def _a_number(data: bytes, at: int, size: int, rng: random.Random) -> bytes:
+    number = rng.choice((b"9" * 5000, b"1e999", b"-1", b"NaN", b"0", b"null", b"9223372036854775807"))
+    digits = [i for i in range(len(data)) if data[i : i + 1].isdigit() and not data[i - 1 : i].isdigit()]
+    if not digits:
+        return data
+    start = end = rng.choice(digits)
+    while data[end : end + 1].isdigit():
+        end += 1
+    return data[:start] + number + data[end:]
+
+
+ACCIDENTS: Sequence[Callable[[bytes, int, int, random.Random], bytes]] = (
+    lambda data, at, size, rng: data[:at],
+    lambda data, at, size, rng: data[:at] + bytes(size) + data[at + size :],
+    lambda data, at, size, rng: data[:at] + data[at + size :],
+    lambda data, at, size, rng: data[:at] + data[max(0, at - size) : at] + data[at:],
+    lambda data, at, size, rng: data[:at] + rng.randbytes(min(size, 40)) + data[at:],
+    _a_bit,
+    lambda data, at, size, rng: rng.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"[" * 100_000, b"\x80\x04")) + data,
+    _lines,
+    _a_number,
+)
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -166,9 +187,14 @@ class Reader:
         raise NotImplementedError
 
     def call(self, arguments: list[str]) -> int:
-        from kvbench.cli import main
+        return cli.main(arguments)
 
-        return main(arguments)
+    def write(self, name: str, raw: bytes) -> str:
+        """The path of a file of the folder that holds ``raw``."""
+        file = self.folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(raw)
+        return str(file)
 
 
 class Result(Reader):
@@ -179,12 +205,11 @@ class Result(Reader):
         self.data = small_result()
         self.raw = as_json(self.data)
         self.paths = [*places(self.data)]
-        (folder / "whole.json").write_bytes(self.raw)
+        self.whole = self.write("whole.json", self.raw)
 
     def make(self, rng: random.Random) -> list[str]:
-        file, whole = self.folder / "result.json", str(self.folder / "whole.json")
-        file.write_bytes(damaged_bytes(self.raw, rng) if rng.random() < 0.3 else as_json(damaged_data(self.data, rng, self.paths)))
-        name = str(file)
+        raw = damaged_bytes(self.raw, rng) if rng.random() < 0.3 else as_json(damaged_data(self.data, rng, self.paths))
+        name, whole = self.write("result.json", raw), self.whole
         return rng.choice((
             ["show", name], ["show", name, "--format", "json"], ["report", name], ["report", name, "--format", "html"],
             ["report", name, "--format", "markdown"], ["compare", name, whole], ["compare", whole, name, "--format", "json"],
@@ -203,8 +228,7 @@ class Journal(Reader):
 
     def make(self, rng: random.Random) -> list[str]:
         run = self.folder / "run"
-        run.mkdir(exist_ok=True)
-        for file in run.iterdir():
+        for file in run.glob("*"):
             file.unlink()
         kind, events, spec = rng.random(), self.events[: rng.randrange(2, len(self.events) + 1)], as_json(self.spec)
         lines = [as_json(event) for event in events]
@@ -219,21 +243,16 @@ class Journal(Reader):
         else:
             raw = b"\n".join(lines[: rng.choice((0, 1, len(lines)))]) + b"\n"
             spec = damaged_bytes(spec, rng) if rng.random() < 0.4 else as_json(damaged_data(self.spec, rng, self.paths))
-        (run / "events.jsonl").write_bytes(raw)
-        (run / "spec.json").write_bytes(spec)
+        self.write("run/events.jsonl", raw)
+        self.write("run/spec.json", spec)
         return rng.choice((
             ["show", str(run)], ["show", str(run), "--format", "json"], ["watch", str(run), "--display", "plain"],
             ["run", "--resume", str(run), "--display", "plain"], ["report", str(run)],
         ))  # fmt: skip
 
     def call(self, arguments: list[str]) -> int:
-        from kvbench.engine import start
-
-        launch, start.launch = start.launch, lambda folder: None
-        try:
+        with mock.patch.object(start, "launch", return_value=None):
             return super().call(arguments)
-        finally:
-            start.launch = launch
 
 
 class Specs(Reader):
@@ -262,62 +281,57 @@ class Presets(Reader):
 
     def make(self, rng: random.Random) -> list[str]:
         source = rng.choice(sorted((ROOT / "presets").glob("*.toml"))).read_bytes()
-        file = self.folder / "mine.toml"
-        file.write_bytes(damaged_bytes(source, rng))
-        return ["run", "--preset", str(file), "--methods", "int8,snapkv", "--dry-run"]
+        return ["run", "--preset", self.write("mine.toml", damaged_bytes(source, rng)), "--methods", "int8,snapkv", "--dry-run"]
 
 
-class Published(Reader):
-    """Files of published figures, by the function that reads them."""
+class Read(Reader):
+    """What a function reads, without a command of its own."""
 
-    def make(self, rng: random.Random) -> list[str]:
-        from kvbench import published
-
-        source = rng.choice(sorted(Path(published.__file__).parent.rglob("*.toml"))).read_bytes()
-        folder = self.folder / "published"
-        folder.mkdir(exist_ok=True)
-        (folder / "mine.toml").write_bytes(damaged_bytes(source, rng))
-        return [str(folder)]
+    def read(self, name: str) -> object:
+        raise NotImplementedError
 
     def call(self, arguments: list[str]) -> int:
-        from kvbench import published
+        """The exit code that reading would end a command with."""
+        try:
+            self.read(arguments[0])
+        except KvbenchError as error:
+            return int(error.exit_code)
+        return 0
 
-        return told(lambda: published.load(Path(arguments[0])))
+
+class Published(Read):
+    """Files of published figures."""
+
+    def make(self, rng: random.Random) -> list[str]:
+        source = rng.choice(sorted(Path(published.__file__).parent.rglob("*.toml"))).read_bytes()
+        return [self.write("published/mine.toml", damaged_bytes(source, rng))]
+
+    def read(self, name: str) -> object:
+        return published.load(Path(name).parent)
 
 
-class Corpora(Reader):
+class Corpora(Read):
     """Texts and lines of JSON, read to their end."""
 
     def make(self, rng: random.Random) -> list[str]:
         lines = [as_json({"text": f"line {i} of a text é 日"}) for i in range(20)]
         is_text = rng.random() < 0.4
         raw = damaged_bytes(b"\n".join(lines) if not is_text else "some text é 日\n".encode() * 40, rng)
-        file = self.folder / ("mine.txt" if is_text else "mine.jsonl")
-        file.write_bytes(raw)
-        return [str(file)]
+        return [self.write("mine.txt" if is_text else "mine.jsonl", raw)]
 
-    def call(self, arguments: list[str]) -> int:
-        from kvbench.texts.corpora import open_text
-
-        return told(lambda: open_text(arguments[0], None).digest())
+    def read(self, name: str) -> object:
+        return open_text(name, None).digest()
 
 
-class Calibrations(Reader):
+class Calibrations(Read):
     """Safetensors of calibrations."""
 
     def make(self, rng: random.Random) -> list[str]:
-        import torch
-        from safetensors.torch import save
-
         raw = save({"a": torch.ones(3, 4), "b": torch.ones(2)}, metadata={"weights_hash": "beef"})
-        file = self.folder / "mine.safetensors"
-        file.write_bytes(damaged_bytes(raw, rng))
-        return [str(file)]
+        return [self.write("mine.safetensors", damaged_bytes(raw, rng))]
 
-    def call(self, arguments: list[str]) -> int:
-        from kvbench.calibration.files import load_tensors
-
-        return told(lambda: load_tensors(Path(arguments[0]), "beef"))
+    def read(self, name: str) -> object:
+        return load_tensors(Path(name), "beef")
 
 
 class Gguf(Reader):
@@ -325,19 +339,15 @@ class Gguf(Reader):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.raw = gguf_file(folder / "whole.gguf")
+        self.raw = gguf_file(folder / "whole.gguf").read_bytes()
 
     def make(self, rng: random.Random) -> list[str]:
-        file = self.folder / "mine.gguf"
-        file.write_bytes(damaged_bytes(self.raw, rng))
-        return ["run", "--model", str(file), "--methods", "int8", "--samples", "1", "--context", "16", "--dry-run"]
+        file = self.write("mine.gguf", damaged_bytes(self.raw, rng))
+        return ["run", "--model", file, "--methods", "int8", "--samples", "1", "--context", "16", "--dry-run"]
 
 
-def gguf_file(path: Path) -> bytes:
+def gguf_file(path: Path) -> Path:
     """A small Llama with random weights."""
-    import gguf
-    import numpy as np
-
     writer = gguf.GGUFWriter(str(path), "llama")
     for name, value in {"context_length": 64, "embedding_length": 32, "block_count": 1, "feed_forward_length": 64, "head_count": 2}.items():
         getattr(writer, f"add_{name}")(value)
@@ -354,22 +364,7 @@ def gguf_file(path: Path) -> bytes:
     rng = np.random.default_rng(0)
     for name, shape in sizes.items():
         writer.add_tensor(f"{name}.weight", rng.standard_normal(shape, dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path.read_bytes()
-
-
-def told(read: Callable[[], object]) -> int:
-    """The exit code that ``read`` would end the command with."""
-    from kvbench.errors import KvbenchError
-
-    try:
-        read()
-    except KvbenchError as error:
-        return int(error.exit_code)
-    return 0
+    return finished(writer, path)
 
 
 READERS: dict[str, tuple[type[Reader], int]] = {
@@ -384,22 +379,26 @@ READERS: dict[str, tuple[type[Reader], int]] = {
 
 @dataclass
 class Tally:
-    """What became of one reader's inputs."""
+    """What became of one reader's inputs; ``last`` is what was asked, the code, where it broke and what it said."""
 
     codes: Counter[int] = field(default_factory=Counter)
     unexpected: list[tuple[int, str]] = field(default_factory=list)
     hangs: list[int] = field(default_factory=list)
     processes: int = 0
-    slowest: float = 0.0
+    slowest_s: float = 0.0
+    last: tuple[list[str], int | None, str, str] = ([], None, "", "")
+
+    def figures(self) -> dict[str, Any]:
+        codes = {str(code): count for code, count in sorted(self.codes.items())}
+        inputs = sum(self.codes.values()) + len(self.hangs)
+        return {"inputs": inputs, "unexpected": len(self.unexpected), "hangs": len(self.hangs), "codes": codes}
 
 
 def judged(reader: Reader, arguments: list[str], limit: float) -> tuple[int | None, str, str]:
     """Exit code (``None``: it hung), where it broke if it did, and what it said."""
-    import kvbench.cli
-
     broke: list[str] = []
 
-    def unexpected(error: Exception) -> int:
+    def unexpected(error: BaseException) -> int:
         last = traceback.extract_tb(error.__traceback__)[-1]
         broke.append(f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:80]}")
         return 70
@@ -407,11 +406,10 @@ def judged(reader: Reader, arguments: list[str], limit: float) -> tuple[int | No
     def ring(number: int, frame: object) -> None:
         raise Hang
 
-    kvbench.cli._unexpected = unexpected
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, ring)
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), mock.patch.object(cli, "_unexpected", unexpected):
         signal.setitimer(signal.ITIMER_PROF, limit)
         signal.setitimer(signal.ITIMER_REAL, 6 * limit)
         try:
@@ -419,7 +417,7 @@ def judged(reader: Reader, arguments: list[str], limit: float) -> tuple[int | No
         except Hang:
             code = None
         except BaseException as error:
-            code = unexpected(error)  # type: ignore[arg-type]
+            code = unexpected(error)
         finally:
             for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
                 signal.setitimer(timer, 0)
@@ -431,72 +429,66 @@ def judged(reader: Reader, arguments: list[str], limit: float) -> tuple[int | No
 def in_a_process(arguments: list[str], limit: float) -> bool:
     """Whether the same input ends well in a process of its own."""
     try:
-        done = subprocess.run([sys.executable, "-m", "kvbench", *arguments], capture_output=True, timeout=6 * limit, check=False)
+        done = subprocess.run(command(*arguments), capture_output=True, timeout=6 * limit, check=False)
     except (subprocess.TimeoutExpired, ValueError):  # an argument that no process can be given
         return True
     return done.returncode in (0, 1, 2, 3, 4, 5, 6, 7, 130) and b"Traceback" not in done.stderr
 
 
-def campaign(name: str, count: int, seed: int, limit: float, every: int) -> Tally:
-    """Give ``count`` inputs to one reader."""
+def campaign(name: str, inputs: Sequence[int], seed: int, limit: float, every: int) -> Tally:
+    """Give these inputs to one reader."""
+    import kvbench.caches.compat  # noqa: F401 (what takes long to import is no input's time, and comes after HF_HUB_OFFLINE)
+
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         reader = READERS[name][0](Path(folder))
-        import kvbench.caches.compat  # noqa: F401 (what takes long to import is no input's time)
-
-        for index in range(count):
-            arguments = reader.make(random.Random(f"{name} {seed} {index}"))
-            started = time.perf_counter()
-            code, broke, _ = judged(reader, arguments, limit)
-            tally.slowest = max(tally.slowest, time.perf_counter() - started)
+        for index in inputs:
+            asked = reader.make(random.Random(f"{name} {seed} {index}"))
+            (code, broke, said), seconds = timed(partial(judged, reader, asked, limit))
+            tally.slowest_s, tally.last = max(tally.slowest_s, seconds), (asked, code, broke, said)
             if code is None:
                 tally.hangs.append(index)
                 continue
             tally.codes[code] += 1
             if broke:
                 tally.unexpected.append((index, broke))
-            if every and index % every == 0 and arguments[0] in ("show", "report", "compare"):
+            if every and index % every == 0 and asked[0] in ("show", "report", "compare"):
                 tally.processes += 1
-                if not in_a_process(arguments, limit):
+                if not in_a_process(asked, limit):
                     tally.unexpected.append((index, "in a process of its own"))
     return tally
 
 
+COLUMNS: dict[str, Column] = {
+    "reader": "{reader}", "inputs": "{inputs:,}", "unexpected": "{unexpected:}", "hangs": "{hangs:}", "processes": "{processes:}",
+    "slowest s": "{slowest_s:.2f}", "exit codes": "{codes}",
+}  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("readers", nargs="*", choices=[*READERS, []], help="default: all")
-    parser.add_argument("--count", type=int, help="inputs a reader")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds an input")
-    parser.add_argument("--every", type=int, default=200, help="one in so many runs in a process of its own too")
-    parser.add_argument("--only", type=int, help="one input of one reader, with what it said")
-    given = parser.parse_args()
+    given = arguments(
+        __doc__, readers={"nargs": "*", "choices": [*READERS, []], "help": "default: all"}, count=option(None, "inputs a reader", type=int),
+        seed=0, limit=option(LIMIT, "seconds an input"), every=option(200, "one in so many runs in a process of its own too"),
+        only=option(None, "one input of one reader, with what it said", type=int),
+    )  # fmt: skip
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     names = given.readers or [*READERS]
     if given.only is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            reader = READERS[names[0]][0](Path(folder))
-            arguments = reader.make(random.Random(f"{names[0]} {given.seed} {given.only}"))
-            print(arguments, *judged(reader, arguments, given.limit), sep="\n")
+        print(*campaign(names[0], [given.only], given.seed, given.limit, 0).last, sep="\n")
         return
-    print(f"{'reader':<12} {'inputs':>7} {'unexpected':>10} {'hangs':>6} {'processes':>9} {'slowest s':>9}  exit codes")
-    figures: dict[str, Any] = {}
+    found = {}
     for name in names:
-        found = campaign(name, given.count or READERS[name][1], given.seed, given.limit, given.every)
-        inputs = sum(found.codes.values()) + len(found.hangs)
-        codes = {str(code): count for code, count in sorted(found.codes.items())}
-        bad = f"{len(found.unexpected):>10} {len(found.hangs):>6}"
-        print(
-            f"{name:<12} {inputs:>7,} {bad} {found.processes:>9} {found.slowest:>9.2f}  {codes}",
-            flush=True,
-        )
-        for broke, many in Counter(text for _, text in found.unexpected).most_common(20):
-            print(f"    {many:>4} × {broke}  (first: --only {next(i for i, text in found.unexpected if text == broke)})")
-        for index in found.hangs[:10]:
-            print(f"    hang: --only {index}")
-        figures[name] = {"inputs": inputs, "unexpected": len(found.unexpected), "hangs": len(found.hangs), "codes": codes}
+        found[name] = campaign(name, range(given.count or READERS[name][1]), given.seed, given.limit, given.every)
+        talk(f"{name}: {found[name].figures()}")
+    table([{"reader": name, **vars(of), **of.figures()} for name, of in found.items()], COLUMNS)
+    for name, of in found.items():
+        for broke, many in Counter(text for _, text in of.unexpected).most_common(20):
+            print(f"{name}: {many:>4} × {broke}  (first: --only {next(i for i, text in of.unexpected if text == broke)})")
+        for index in of.hangs[:10]:
+            print(f"{name}: hang: --only {index}")
+    figures = {name: of.figures() for name, of in found.items()}
     total = {key: sum(of[key] for of in figures.values()) for key in ("inputs", "unexpected", "hangs")}
-    print(json.dumps({"bench": "fuzz", "seed": given.seed, **total, "readers": figures}))
+    closing("fuzz", seed=given.seed, **total, readers=figures)
 
 
 if __name__ == "__main__":

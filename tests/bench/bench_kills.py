@@ -10,7 +10,6 @@ table and a JSON line; the exit code is 1 if anything differs or fewer kills tha
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -18,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tabulate import tabulate
+from benching import ROOT, arguments, closing, listing
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "stubs")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "stubs")]
 
 import stub_engine  # noqa: E402  # after the path to it
 
@@ -49,10 +48,7 @@ PATIENCE = 120.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    given = arguments(__doc__, kills=200, seed=0)
     with tempfile.TemporaryDirectory(prefix="kvbench-kills-") as name:
         root, began = Path(name), time.monotonic()
         os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:3][::-1]), "STUB_KILL": str(root / "kill.json")}
@@ -77,8 +73,7 @@ class Killer:
 
     def kill(self) -> bool:
         """One more kill; ``False`` once the run is over."""
-        exact = self._rng.random() < 0.5
-        hit = self._at_a_place() if exact else self._at_any_moment()
+        hit = self._at_a_place() if self._rng.random() < 0.5 else self._at_any_moment()
         if hit is None:
             return False
         self.hits.append(hit)
@@ -96,6 +91,20 @@ class Killer:
             self._died += isinstance(event, ev.WorkerDied)
             self._worker = event.pid if isinstance(event, ev.WorkerStarted) else self._worker
 
+    def _until(self, holds: Callable[[], bool] = lambda: False) -> None:
+        """Until then, or until no process of the run lives."""
+        until(self.folder, lambda: holds() or not self.folder.is_alive())
+
+    def _until_dead(self, target: str) -> None:
+        """Until a worker more has died; where the supervisor is meant, until nothing lives."""
+        died = self._died
+
+        def is_dead() -> bool:
+            self._look()
+            return target == "worker" and self._died > died
+
+        self._until(is_dead)
+
     def _at_a_place(self) -> tuple[str, str] | None:
         target, how = self._target("worker", "supervisor"), self._rng.choice(PLACES)
         event = self._rng.choice(EVENTS if target == "worker" else (*EVENTS, *OF_SUPERVISOR))
@@ -103,21 +112,15 @@ class Killer:
         draft = self._plan.with_suffix(".draft")
         draft.write_text(json.dumps({"target": target, "event": event, "how": how, "count": count}))
         self._look()
-        died = self._died
         if event == "RunResumed":  # only a new supervisor says that, and the plan must be there before it and after the old one
-            until(self.folder, lambda: self._signal(self.folder.pid()) or not self.folder.is_alive())
-            until(self.folder, lambda: not self.folder.is_alive())
+            self._until(lambda: self._signal(self.folder.pid()))
+            self._until()
         draft.rename(self._plan)
-
-        def happened() -> bool:
-            self._look()
-            return not self.folder.is_alive() or (target == "worker" and self._died > died)
-
         if event == "RunResumed":
             start.resume(self.folder)
         if event == "WorkerStarted":  # and only after the one before ended
-            until(self.folder, lambda: self._end_worker() or not self.folder.is_alive())
-        until(self.folder, happened)
+            self._until(self._end_worker)
+        self._until_dead(target)
         if not self.folder.is_alive() and self.folder.state().is_over:
             return None
         return target, f"{how} {event}"
@@ -132,18 +135,12 @@ class Killer:
             pids[:] = [self._worker if target != "supervisor" else 0, self.folder.pid() if target != "worker" else 0]
             return time.monotonic() >= end and all(pid == 0 or is_living(pid) for pid in pids)
 
-        until(self.folder, lambda: is_time() or not self.folder.is_alive())
+        self._until(is_time)
         if not self.folder.is_alive():
             return None
-        died = self._died
         for pid in pids:
             self._signal(pid)
-
-        def happened() -> bool:
-            self._look()
-            return not self.folder.is_alive() or (target == "worker" and self._died > died)
-
-        until(self.folder, happened)
+        self._until_dead(target)
         return target, "any moment"
 
     def _end_worker(self) -> bool:
@@ -186,33 +183,27 @@ def numbers(result: dict[str, Any]) -> dict[str, Any]:
     return {**found, **rows, "complete": result["complete"], "lost": result["lost"]}
 
 
-def report(given: argparse.Namespace, calm: dict[str, Any], folder: RunFolder, killer: Killer, seconds: float) -> int:
+def report(given: Namespace, calm: dict[str, Any], folder: RunFolder, killer: Killer, seconds: float) -> int:
     got, events = numbers(results.load(folder.path)), folder.read()
     missing, extra = sorted(calm.keys() - got.keys()), sorted(got.keys() - calm.keys())
     differ = sorted(name for name in calm.keys() & got.keys() if calm[name] != got[name])
-    finished = Counter(e.unit for e in events if isinstance(e, ev.UnitFinished))
+    finished, told = Counter(e.unit for e in events if isinstance(e, ev.UnitFinished)), Counter(map(type, events))
     by_target, by_place = Counter(target for target, _ in killer.hits), Counter(place for _, place in killer.hits)
-    rows = [
-        *((f"kills of {target}", count) for target, count in sorted(by_target.items())),
-        *((f"of all: {place}", count) for place, count in sorted(by_place.items())),
-        ("workers started", sum(isinstance(e, ev.WorkerStarted) for e in events)),
-        ("resumed", sum(isinstance(e, ev.RunResumed) for e in events)),
-        ("units", len(folder.state().units)),
-        ("units finished twice", sum(count > 1 for count in finished.values())),
-        ("records made again, counted once", sum(isinstance(e, ev.RecordMade) for e in events) - sum("/" in name for name in got)),
-        ("facts compared", len(calm)),
-        ("lost", len(missing)),
-        ("extra", len(extra)),
-        ("different", len(differ)),
-        ("seconds", round(seconds, 1)),
-    ]
-    print(tabulate(rows, headers=[f"{given.kills} kills", ""]))
+    found = {
+        **{f"kills of {target}": count for target, count in sorted(by_target.items())},
+        **{f"of all: {place}": count for place, count in sorted(by_place.items())},
+        "workers started": told[ev.WorkerStarted], "resumed": told[ev.RunResumed], "units": len(folder.state().units),
+        "units finished twice": sum(count > 1 for count in finished.values()),
+        "records made again, counted once": told[ev.RecordMade] - sum("/" in name for name in got),
+        "facts compared": len(calm), "lost": len(missing), "extra": len(extra), "different": len(differ), "seconds": round(seconds, 1),
+    }  # fmt: skip
+    listing(f"{given.kills} kills", found)
     for name in [*missing, *extra, *differ][:5]:
         print(f"  {name}: {calm.get(name)} became {got.get(name)}")
     is_same = calm == got and bool(calm["complete"])
-    facts = {"bench": "kills", "asked": given.kills, "kills": len(killer.hits), "seed": given.seed, "identical": is_same, **dict(rows)}
-    print(json.dumps({**facts, "met": is_same and len(killer.hits) == given.kills}))
-    return 0 if is_same and len(killer.hits) == given.kills else 1
+    met = is_same and len(killer.hits) == given.kills
+    closing("kills", asked=given.kills, kills=len(killer.hits), seed=given.seed, identical=is_same, **found, met=met)
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

@@ -10,20 +10,18 @@ is of the whole command, loading, audit and result file included; ``--evals`` pa
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
+
+from benching import arguments, closing, command, picked, timed
 
 from kvbench.engine.journal import RunFolder
 from kvbench.figures import Table
 from kvbench.record import events as ev
-from kvbench.record.state import replay
+from kvbench.record.state import RunState, replay
 from kvbench.record.summary import figures
 from kvbench.report.text import draw
 
@@ -33,47 +31,29 @@ LENGTHS, GOAL_SECONDS = "256+512+1024+1536+2048", 600
 
 
 def main() -> None:
-    given = _arguments()
+    given = arguments(__doc__, methods=METHODS, lengths=LENGTHS, depths="5", kinds="single", samples=1)
+    parts = picked(given, "lengths depths kinds samples")
+    needle = "needle:" + ",".join(f"{name}={value}" for name, value in parts.items())
+    sizes = {"samples": 1, "context": 512, "continuation": 32}
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        subprocess.run(_command(given, folder), check=True, stdout=sys.stderr)
-        seconds = time.perf_counter() - started
+        asked = command("run", methods=given.methods, evals=needle, **sizes, display="plain", output_dir=folder)
+        _, seconds = timed(lambda: subprocess.run(asked, check=True, stdout=sys.stderr))
         events = RunFolder(next(Path(folder).iterdir())).read()
     state = replay(events)
-    units = {e.unit: e.seconds for e in events if isinstance(e, ev.UnitFinished) and e.unit.startswith("needle/")}
+    units = [e.seconds for e in events if isinstance(e, ev.UnitFinished) and e.unit.startswith("needle/")]
     for figure in figures(state)["needle"]:
         if isinstance(figure, Table):
             print(draw(figure), end="\n\n")
-    facts: dict[str, Any] = {
-        "bench": "needle", "lengths": given.lengths, "depths": given.depths, "kinds": given.kinds, "cells": len(units),
-        "methods": len(state.methods), "seconds": round(seconds, 1), "grid_seconds": round(sum(units.values()), 1),
-        "slowest_cell_seconds": round(max(units.values()), 1), "goal_seconds": GOAL_SECONDS, "cores": len(os.sched_getaffinity(0)),
-        "baseline_exact": _score(state, "baseline"),
-    }  # fmt: skip
-    print(json.dumps(facts))
+    closing(
+        "needle", **picked(given, "lengths depths kinds"), cells=len(units), methods=len(state.methods), seconds=round(seconds, 1),
+        grid_seconds=round(sum(units), 1), slowest_cell_seconds=round(max(units), 1), goal_seconds=GOAL_SECONDS,
+        cores=len(os.sched_getaffinity(0)), baseline_exact=_score(state, "baseline"),
+    )  # fmt: skip
 
 
-def _command(given: argparse.Namespace, folder: str) -> list[str]:
-    needle = f"needle:lengths={given.lengths},depths={given.depths},kinds={given.kinds},samples={given.samples}"
-    return [
-        sys.executable, "-m", "kvbench", "run", "--methods", given.methods, "--evals", needle, "--samples", "1",
-        "--context", "512", "--continuation", "32", "--display", "plain", "--output-dir", folder,
-    ]  # fmt: skip
-
-
-def _score(state: Any, label: str) -> float:
-    found = [data["exact"] for data in state.records["needle"][label].values()]
+def _score(state: RunState, label: str) -> float:
+    found = [float(data["exact"]) for data in state.records["needle"][label].values()]
     return round(sum(found) / len(found), 4)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--lengths", default=LENGTHS)
-    parser.add_argument("--depths", default="5")
-    parser.add_argument("--kinds", default="single")
-    parser.add_argument("--samples", type=int, default=1)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

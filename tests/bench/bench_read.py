@@ -8,16 +8,15 @@ times several ways of compiling each kernel. Needs a GPU.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tabulate import tabulate
+from benching import Column, arguments, closing, option, picked, table
 
 from kvbench.fused import launch as launching
 from kvbench.fused.layout import TILE, Format
@@ -36,9 +35,49 @@ FORMATS: dict[str, tuple[Format, Format]] = {
     "int2, groups of 32": (Format(SIZE, 2, 32, False), Format(SIZE, 2, 32, False)),
     "K int8, V int4": (Format(SIZE, 8, 128), Format(SIZE, 4, 64, False)),
 }
+COLUMNS: dict[str, Column] = {
+    "format": "{format}", "tuning": "{tuning}", "MB": lambda row: row["error"] if "error" in row else f"{row['mb']:.2f}",
+    "parts": "{parts:}", "µs": "{us:.2f}", "spread µs": "{spread_us:.2f}", "TB/s": "{tb_s:.2f}", "of copy": "{of_copy:.2f}",
+}  # fmt: skip
 
 
-def plane(form: Format, slots: int, *, is_value: bool) -> Plane:
+def main() -> None:
+    given = arguments(
+        __doc__, batch=32, context=32768, repeats=9, tune=False, only="",
+        most=option(launching.MOST_PARTS, "parts that a pair's tokens are split into at most"),
+    )  # fmt: skip
+    launching.MOST_PARTS = given.most
+    limit = copy_bandwidth(torch.device("cuda"))
+    wanted = [name for name in FORMATS if not given.only or name in given.only.split(";")]
+    rows = [row for name in wanted for row in _rows(name, limit, given)]
+    print(f"{torch.cuda.get_device_name()}, copy {limit / 1e12:.2f} TB/s, batch {given.batch}, context {given.context}")
+    table(rows, COLUMNS)
+    closing("read", copy=limit, **picked(given, "batch context"), rows=[list(row.values()) for row in rows])
+
+
+def _rows(name: str, limit: float, given: Namespace) -> Iterator[dict[str, Any]]:
+    """One format's, read in each way of compiling its kernel."""
+    held = _region(FORMATS[name], given.batch, given.context)
+    layer, size = _layer(held), held.read_bytes(1)
+    for tuning in _tunings(held, tune=given.tune):
+        try:
+            started = launching.Launch(layer, 32, [tuning])
+            query = torch.randn(given.batch, HEADS * SIZE, device="cuda", dtype=torch.bfloat16)
+            times = _seconds(lambda: started.read(query), given.repeats)  # noqa: B023
+        except Exception as error:  # a candidate that does not compile is a row, not the end
+            yield {"format": name, "tuning": str(tuning), "error": repr(error)[:60]}
+            continue
+        how = f"{tuning.warps}w {tuning.stages}s {tuning.programs}p x{tuning.waves} {tuning.registers}r"
+        rate = size / median(times)
+        yield {
+            "format": name, "tuning": how, "mb": size / 1e6, "parts": started.splits[0], "us": median(times) * 1e6,
+            "spread_us": (max(times) - min(times)) * 1e6, "tb_s": rate / 1e12, "of_copy": rate / limit,
+        }  # fmt: skip
+    del held, layer
+    torch.cuda.empty_cache()
+
+
+def _plane(form: Format, slots: int, *, is_value: bool) -> Plane:
     """Random numbers of ``slots`` tokens."""
     if form.bits == 16:
         return Plane(form, torch.randn(slots, form.width, device="cuda", dtype=torch.bfloat16))
@@ -51,15 +90,15 @@ def plane(form: Format, slots: int, *, is_value: bool) -> Plane:
     return Plane(form, words, torch.stack((scales, scales), -1).view(torch.int32)[..., 0])
 
 
-def region(forms: tuple[Format, Format], batch: int, context: int) -> Region:
+def _region(forms: tuple[Format, Format], batch: int, context: int) -> Region:
     pairs, room = batch * KV_HEADS, -(-(context + 64) // TILE) * TILE
     first = torch.arange(pairs, device="cuda") * room
     held = torch.full((pairs,), context, device="cuda", dtype=torch.int32)
-    keys, values = plane(forms[0], pairs * room, is_value=False), plane(forms[1], pairs * room, is_value=True)
+    keys, values = _plane(forms[0], pairs * room, is_value=False), _plane(forms[1], pairs * room, is_value=True)
     return Region(first, held, pairs * context, context, True, keys, values, torch.bfloat16)
 
 
-def layer(held: Region) -> Any:
+def _layer(held: Region) -> Any:
     counter = torch.zeros(1, dtype=torch.int32, device="cuda")
     return SimpleNamespace(
         heads=HEADS, kv_heads=KV_HEADS, head_dim=SIZE, value_dim=held.values.form.width, scaling=SIZE**-0.5, counter=counter,
@@ -67,7 +106,7 @@ def layer(held: Region) -> Any:
     )  # fmt: skip
 
 
-def seconds(action: Callable[[], Any], repeats: int) -> list[float]:
+def _seconds(action: Callable[[], Any], repeats: int) -> list[float]:
     """Of one call among ``IN_A_GRAPH`` that are replayed together, so that starting them costs nothing."""
     for _ in range(2):
         action()
@@ -77,7 +116,7 @@ def seconds(action: Callable[[], Any], repeats: int) -> list[float]:
             action()
     times = []
     for _ in range(repeats + 1):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         end.record()
@@ -86,64 +125,17 @@ def seconds(action: Callable[[], Any], repeats: int) -> list[float]:
     return times[1:]
 
 
-def tunings(held: Region, *, tune: bool) -> Iterator[launching.Tuning]:
+def _tunings(held: Region, *, tune: bool) -> Iterator[launching.Tuning]:
     own = launching.tuning_of(held)
     yield own
-    if not tune:
-        return
-    if held.is_dense:
+    if tune and held.is_dense:
         for warps, stages, programs in ((4, 3, 3), (4, 2, 4), (4, 2, 6), (2, 2, 6), (8, 3, 3)):
             for waves in (1, 2, 4) if programs < 6 else (1,):
                 yield replace(own, warps=warps, stages=stages, programs=programs, waves=waves)
-        return
-    for stages, registers, programs in ((2, 0, 8), (2, 168, 12), (3, 0, 6), (3, 0, 8), (3, 200, 10), (3, 168, 12)):
-        for waves in (1, 2, 3, 4):
-            yield replace(own, stages=stages, registers=registers, programs=programs, waves=waves)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--context", type=int, default=32768)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--only", default="")
-    parser.add_argument("--most", type=int, default=launching.MOST_PARTS, help="parts that a pair's tokens are split into at most")
-    asked = parser.parse_args()
-    launching.MOST_PARTS = asked.most
-    limit = copy_bandwidth(torch.device("cuda"))
-    rows = []
-    for name, forms in FORMATS.items():
-        if asked.only and name not in asked.only.split(";"):
-            continue
-        held = region(forms, asked.batch, asked.context)
-        one = layer(held)
-        for tuning in tunings(held, tune=asked.tune):
-            try:
-                started = launching.Launch(one, 32, [tuning])
-                query = torch.randn(asked.batch, HEADS * SIZE, device="cuda", dtype=torch.bfloat16)
-                times = seconds(lambda: started.read(query), asked.repeats)  # noqa: B023
-            except Exception as error:  # a candidate that does not compile is a row, not the end
-                rows.append([name, str(tuning), repr(error)[:60]])
-                continue
-            median, size = statistics.median(times), held.read_bytes(1)
-            rows.append(
-                [
-                    name,
-                    f"{tuning.warps}w {tuning.stages}s {tuning.programs}p x{tuning.waves} {tuning.registers}r",
-                    size / 1e6,
-                    started.splits[0],
-                    median * 1e6,
-                    (max(times) - min(times)) * 1e6,
-                    size / median / 1e12,
-                    size / median / limit,
-                ]
-            )
-        del held, one
-        torch.cuda.empty_cache()
-    print(f"{torch.cuda.get_device_name()}, copy {limit / 1e12:.2f} TB/s, batch {asked.batch}, context {asked.context}")
-    print(tabulate(rows, ["format", "tuning", "MB", "parts", "µs", "spread µs", "TB/s", "of copy"], floatfmt=".2f"))
-    print(json.dumps({"copy": limit, "batch": asked.batch, "context": asked.context, "rows": rows}))
+    elif tune:
+        for stages, registers, programs in ((2, 0, 8), (2, 168, 12), (3, 0, 6), (3, 0, 8), (3, 200, 10), (3, 168, 12)):
+            for waves in (1, 2, 3, 4):
+                yield replace(own, stages=stages, registers=registers, programs=programs, waves=waves)
 
 
 if __name__ == "__main__":

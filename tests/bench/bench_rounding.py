@@ -9,18 +9,30 @@ nothing to compare with, and its price is not given.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from statistics import median
 
-from tabulate import tabulate
+from benching import arguments, closing, table
 
 from kvbench.engine.journal import RunFolder
 from kvbench.record import events as ev
 from kvbench.record.summary import rows
 
 MOST = 0.15
+COLUMNS = {
+    "method": "{label}", "PPL": "{perplexity:.4g}", "ΔPPL %": "{delta_pct:.4g}", "rounding PPL %": "{rounding_pct:.4g}",
+    "rounding KL": "{rounding_kl:.4g}", "": lambda row: "~" * row["within_rounding"],
+}  # fmt: skip
+
+
+def main() -> None:
+    folder = RunFolder(arguments(__doc__, run={"nargs": None, "type": Path}).run)
+    cost, found = price(list(folder.read())), [row for row in rows(folder.state()) if row.rounding_pct is not None]
+    table(map(vars, found), COLUMNS)
+    print(f"price: {'not known' if cost is None else f'{cost:.1%} of scoring, at most {MOST:.0%}'}")
+    closing("rounding", price=cost, most=MOST, rounding_pct={row.label: row.rounding_pct for row in found})
+    if cost is not None and cost > MOST:
+        raise SystemExit(1)
 
 
 def price(told: list[ev.Event]) -> float | None:
@@ -31,19 +43,6 @@ def price(told: list[ev.Event]) -> float | None:
     if not again or not others:
         return None
     return sum(max(0.0, took[unit] - median(others)) for unit in again if unit in took) / sum(took.values())
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    folder = RunFolder(parser.parse_args().run)
-    cost, found = price(list(folder.read())), [row for row in rows(folder.state()) if row.rounding_pct is not None]
-    shown = [[r.label, r.perplexity, r.delta_pct, r.rounding_pct, r.rounding_kl, "~" if r.within_rounding else ""] for r in found]
-    print(tabulate(shown, ["method", "PPL", "ΔPPL %", "rounding PPL %", "rounding KL", ""], floatfmt=".4g"))
-    print(f"price: {'not known' if cost is None else f'{cost:.1%} of scoring, at most {MOST:.0%}'}")
-    print(json.dumps({"price": cost, "most": MOST, "rounding_pct": {r.label: r.rounding_pct for r in found}}))
-    if cost is not None and cost > MOST:
-        raise SystemExit(1)
 
 
 if __name__ == "__main__":

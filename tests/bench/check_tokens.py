@@ -22,106 +22,74 @@ explain too where no token differs, and this ends with 1.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
-from tabulate import tabulate
+from benching import Column, arguments, closing, table, talk, timed
+from opening import opened
 
+from kvbench.formats import NONE
 from kvbench.instruments.agreement import Agreement, agreement
 from kvbench.instruments.protocol import Prompt
 from kvbench.instruments.session import Session
-from kvbench.methods.base import expand, resolve
-from kvbench.models.weights import silent
-from kvbench.spec import EvaluatorSpec, ModelSpec, RunSpec
+from kvbench.spec import ModelSpec
 
 METHODS = "all,snapkv+int4,adakv+int4,adakv+int8,int4:group=64,int4:k_bits=2,v_bits=2,group=64,v_lowrank:bits=4,h2o:decode=grow"
-HEADS = ["method", "read path", "verdict", "agreeing", "first at", "gap", "largest gap", "noise", "left"]
-STORED_HEADS = ["flipped", "of", "levels", "beyond", "rounding", "drifted", "seconds"]
 Found = dict[str, Any]
+COLUMNS: dict[str, Column] = {
+    "method": "{method}", "read path": "{read_path}", "verdict": "{verdict}",
+    "agreeing": lambda found: f"{found['agreeing']}/{found['steps']}" if found["steps"] else NONE,
+    "first at": lambda found: str(found["differing"][0]["step"]), "gap": lambda found: f"{found['differing'][0]['gap']:.2e}",
+    "largest gap": lambda found: f"{_largest(found['differing']):.2e}" if found["differing"] else NONE, "noise": "{noise:.2e}",
+    "left": lambda found: f"{_largest(found['unexplained']):.2e}" if found["stored"] else NONE,
+    "flipped": lambda found: _flipped(found["stored"]),
+    "of": "{stored[codes]:,}", "levels": "{stored[levels]:}", "beyond": "{stored[beyond]:.1e}", "rounding": "{stored[rounding]:.1e}",
+    "drifted": "{stored[drifted]:,}", "seconds": "{seconds:.1f}",
+}  # fmt: skip
 
 
 def main() -> None:
-    given = _arguments()
-    session = _open(given)
+    given = arguments(
+        __doc__, model=ModelSpec().id, device="auto", dtype={"default": "float32", "choices": ["float32", "bfloat16", "float16"]},
+        methods=METHODS, steps=256, context=512, batch=1,
+    )  # fmt: skip
+    sizes = {"context": given.context, "continuation": given.steps, "samples": given.batch, "batch_size": given.batch}
+    session = opened(ModelSpec(given.model, given.dtype, device=given.device), given.methods, evaluator="perplexity", **sizes)
     prompt = session.runner.prefill(session.batch(0)[:, : given.context], session.needs(list(session.methods)))
-    found = []
-    for label in session.methods:
-        found.append(_checked(session, label, prompt, given.steps))
-        print(*(str(cell) for cell in _row(found[-1])), found[-1]["reason"], sep="  ", file=sys.stderr, flush=True)
+    found = [_checked(session, label, prompt, given.steps) for label in session.methods]
     where = torch.cuda.get_device_name() if session.loaded.device.type == "cuda" else "CPU"
-    model = f"{session.spec.model.id} in {given.dtype} on {where}"
-    print(f"{model}: {given.steps} greedy tokens behind {given.context}, batch {given.batch}")
-    print(tabulate([_row(one) for one in found], HEADS + STORED_HEADS, disable_numparse=True, colalign=("left",) * 3 + ("right",) * 13))
+    print(f"{session.spec.model.id} in {given.dtype} on {where}: {given.steps} greedy tokens behind {given.context}, batch {given.batch}")
+    table(found, COLUMNS)
     print(*(f"{one['method']}: {one['reason']}" for one in found if one["reason"]), sep="\n")
-    print(
-        json.dumps(
-            {"bench": "tokens", **vars(given), "model": session.spec.model.id, "on": where, "torch": torch.__version__, "rows": found}
-        )
-    )
+    closing("tokens", **vars(given) | {"model": session.spec.model.id}, on=where, torch=torch.__version__, rows=found)
     raise SystemExit(any(one["verdict"] in ("WRONG", "failed") for one in found))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=ModelSpec().id)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--steps", type=int, default=256)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=1)
-    return parser.parse_args()
-
-
-def _open(given: argparse.Namespace) -> Session:
-    spec = RunSpec(
-        model=ModelSpec(given.model, given.dtype, device=given.device), methods=expand([given.methods]),
-        evaluators=(EvaluatorSpec("perplexity"),), context=given.context, continuation=given.steps, samples=given.batch,
-        batch_size=given.batch,
-    ).validate()  # fmt: skip
-    return Session.open(spec, {m.label: resolve(m, spec) for m in spec.methods}, silent)
-
-
 def _checked(session: Session, label: str, prompt: Prompt, steps: int) -> Found:
-    started = time.perf_counter()
+    found, seconds = timed(partial(_tried, session, label, prompt, steps))
+    session.runner.folds.held.clear()
+    session.release()
+    talk(f"{label}: {found['verdict']}, {found['agreeing']} of {found['steps']} in {seconds:.1f} s {found['reason']}")
+    return {"method": label, **found, "seconds": seconds}
+
+
+def _tried(session: Session, label: str, prompt: Prompt, steps: int) -> Found:
     try:
         found = agreement(session.runner, session.methods[label], prompt, steps)
     except Exception as error:  # one method's failure is its row
-        found, verdict = Agreement(0, (), "fused", f"{type(error).__name__}: {error}"), "failed"
-    else:
-        verdict = found.verdict
-    session.runner.folds.held.clear()
-    session.release()
-    return {"method": label, "verdict": verdict, "agreeing": found.agreeing, "seconds": time.perf_counter() - started, **asdict(found)}
+        failed = Agreement(0, (), "fused", f"{type(error).__name__}: {error}")
+        return {**asdict(failed), "verdict": "failed", "agreeing": failed.agreeing}
+    return {**asdict(found), "verdict": found.verdict, "agreeing": found.agreeing}
 
 
-def _row(found: Found) -> list[str]:
-    steps = f"{found['agreeing']}/{found['steps']}" if found["steps"] else "–"
-    seconds = f"{found['seconds']:.1f}"
-    return [found["method"], found["read_path"], found["verdict"], steps, *_gaps(found), *_stored(found["stored"]), seconds]
+def _flipped(stored: Found) -> str:
+    return f"{stored['flipped']} + {stored['prompt']} of the prompt" if stored["prompt"] else str(stored["flipped"])
 
 
-def _gaps(found: Found) -> list[str]:
-    differing, left = found["differing"], max((one["gap"] for one in found["unexplained"]), default=0.0)
-    noise = [f"{found['noise']:.2e}"] if found["noise"] is not None else ["–"]
-    last = [f"{left:.2e}" if found["stored"] else "–"]
-    if not differing:
-        return ["–", "–", "–", *noise, *last]
-    first, largest = differing[0], max(one["gap"] for one in differing)
-    return [str(first["step"]), f"{first['gap']:.2e}", f"{largest:.2e}", *noise, *last]
-
-
-def _stored(stored: Found | None) -> list[str]:
-    if stored is None:
-        return ["–"] * 6
-    flipped = f"{stored['flipped']} + {stored['prompt']} of the prompt" if stored["prompt"] else str(stored["flipped"])
-    beyond, rounding = (f"{stored[name]:.1e}" for name in ("beyond", "rounding"))
-    return [flipped, f"{stored['codes']:,}", str(stored["levels"]), beyond, rounding, f"{stored['drifted']:,}"]
+def _largest(differing: list[Found]) -> float:
+    return max((one["gap"] for one in differing), default=0.0)
 
 
 if __name__ == "__main__":
