@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +102,9 @@ def _tell_facts(session: Session, emit: Emitter, started: float) -> None:
             emit(ev.NoteWritten(now, text, "warning"))
 
 
-def do(unit: Unit, evaluator: Evaluator, session: Session, emit: Emitter, failed: set[str], *, apart: bool = False) -> None:
+def do(
+    unit: Unit, evaluator: Evaluator, session: Session, emit: Callable[[ev.Event], None], failed: set[str], *, apart: bool = False
+) -> None:
     started = time.time()
     emit(ev.UnitStarted(started, unit.id))
     alive = tuple(label for label in unit.methods if label not in failed)

@@ -87,15 +87,16 @@ class Bench:
 
     def report(self, given: Namespace) -> None:
         pairs = {**self.seconds, "all": [pair for of in self.seconds.values() for pair in of]}
-        found = {name: _ratio(*map(sum, zip(*of, strict=True)), len(of)) for name, of in pairs.items()}
+        found = {name: _ratio(of) for name, of in pairs.items()}
         columns = {"task": "{task}", "questions": "{questions:}", f"{len(self.session.methods)} methods, s": "{ours_s:.2f}"}
         table(({"task": name, **of} for name, of in found.items()), columns | {"harness once, s": "{theirs_s:.2f}", "ratio": "{ratio:.2f}"})
         print(f"largest difference of a log-likelihood of the baseline: {self.worst:.1e}; goal: ratio ≤ {GOAL:g}")
         closing("choices", model=given.model, methods=list(self.session.methods), goal=GOAL, worst=self.worst, tasks=found)
 
 
-def _ratio(ours: float, theirs: float, questions: int) -> dict[str, float]:
-    return {"questions": questions, "ours_s": ours, "theirs_s": theirs, "ratio": ours / theirs}
+def _ratio(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    ours, theirs = (sum(side) for side in zip(*pairs, strict=True))
+    return {"questions": len(pairs), "ours_s": ours, "theirs_s": theirs, "ratio": ours / theirs}
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-from benching import arguments, closing, table
+from benching import Column, arguments, closing, table
 
 from kvbench.engine.journal import RunFolder
 from kvbench.record import events as ev
 from kvbench.record.summary import rows
 
 MOST = 0.15
-COLUMNS = {
+COLUMNS: dict[str, Column] = {
     "method": "{label}", "PPL": "{perplexity:.4g}", "ΔPPL %": "{delta_pct:.4g}", "rounding PPL %": "{rounding_pct:.4g}",
     "rounding KL": "{rounding_kl:.4g}", "": lambda row: "~" * row["within_rounding"],
 }  # fmt: skip

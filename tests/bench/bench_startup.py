@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -60,7 +61,7 @@ def _measure(commands: dict[str, list[str]], repeats: int) -> dict[str, list[flo
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     for round_ in range(repeats + 1):
         for name, asked in commands.items():
-            _, seconds = timed(lambda asked=asked: subprocess.run(asked, check=True, capture_output=True, env=environment))
+            _, seconds = timed(partial(subprocess.run, asked, check=True, capture_output=True, env=environment))
             if round_:
                 times[name].append(seconds)
     return times

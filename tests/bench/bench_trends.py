@@ -121,7 +121,8 @@ def _judge(claim: Claim, result: Mapping[str, Any]) -> dict[str, Any]:
     keys = sorted(set(better) & set(worse))
     figures = {}
     for name in ("kl", "nll"):
-        found = paired_test(*([record[key][name] / record[key]["tokens"] for key in keys] for record in (better, worse)))
+        one, other = ([record[key][name] / record[key]["tokens"] for key in keys] for record in (better, worse))
+        found = paired_test(one, other)
         figures[name] = [found.difference, found.low, found.high, found.p]
     stored = {row["method"]: row.get("stored_bytes") for row in result["results"]}
     return {**asdict(claim), **figures, "bytes": stored[claim.better] / stored[claim.worse], "samples": len(keys)}

@@ -23,7 +23,8 @@ from kvbench.formats import NONE
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "bench_results" / "reference"
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 Record = Mapping[str, Any]
 Column = str | Callable[[Record], str]
 """A cell's text with the record's fields in braces, ``{nll:.3f}`` (a dash where that is not known), or what makes it of the record."""

@@ -9,6 +9,7 @@ import time
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,7 +67,7 @@ class Counting(Evaluator):
     def run(self, unit: Unit, session: Any, context: UnitContext) -> None:
         for label in unit.methods:
             context.method_started(label)
-            context.guard(label, lambda label=label: self._measure(unit, label, context))
+            context.guard(label, partial(self._measure, unit, label, context))
 
     def _measure(self, unit: Unit, label: str, context: UnitContext) -> None:
         time.sleep(self.ms / 1000)
@@ -122,7 +123,7 @@ class Audit(Counting):
 
 def install() -> None:
     """Put the stubs where the real modules would be imported from."""
-    for name, attributes in {"kvbench.instruments.session": {"Session": StubSession}, "kvbench.evaluators.audit": {"Audit": Audit}}.items():
+    for name, stub, cls in (("kvbench.instruments.session", "Session", StubSession), ("kvbench.evaluators.audit", "Audit", Audit)):
         module = types.ModuleType(name)
-        module.__dict__.update(attributes)
+        setattr(module, stub, cls)
         sys.modules[name] = module
