@@ -1,4 +1,4 @@
-"""The figures of the house are counted right, on one that is small enough to count by hand."""
+"""Bench scripts: what they share, and that the house is counted right, on one that is small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -85,3 +85,18 @@ def test_without_a_contract_the_order_has_the_fewest_climbs(monkeypatch: pytest.
     order = house.fewest_climbs()
     assert sorted(order, key=order.__getitem__) == ["d", "c", "b", "a"]
     assert house.climbs(order) == [("kvbench.c.one", "kvbench.a")]
+
+
+def test_scripts_share_arguments_a_table_and_a_closing_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    benching = importlib.import_module("benching")
+    monkeypatch.setattr("sys.argv", ["script", "run", "--samples", "3", "--all"])
+    given = benching.arguments("Says.", where={"nargs": "?"}, samples=8, all=False, rate=benching.option(None, "A rate.", type=float))
+    assert vars(given) == {"where": "run", "samples": 3, "all": True, "rate": None}
+    columns = {"method": "{method}", "loss": "{loss:.2f}", "codes": "{stored[codes]:,}", "": lambda row: "!" * (row["loss"] > 0.1)}
+    benching.table([{"method": "a", "loss": 0.126, "stored": {"codes": 1200}}, {"method": "b", "loss": None, "stored": None}], columns)
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in table[2:]] == [["a", "0.13", "1,200", "!"], ["b", "–", "–", "–"]]
+    benching.closing("mine", loss=0.126)
+    said = json.loads(capsys.readouterr().out)
+    assert (said["bench"], said["loss"], said["machine"]["python"]) == ("mine", 0.126, ".".join(map(str, sys.version_info[:3])))
