@@ -26,6 +26,7 @@ COMMANDS = {
     "show": "Print a run's tables.",
     "report": "Write all that a run found as text, Markdown or HTML.",
     "new-method": "Write a package for a method of your own.",
+    "new-evaluator": "Write a package for an evaluator of your own.",
 }
 """Command → what it does. Module and function have the command's name, with _ for -."""
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
-from kvbench.authoring import GUIDE, default_folder, write_package
+from kvbench.authoring import METHOD, Kind, default_folder, write_package
 from kvbench.displays.streams import put, talk
+
+FOLDER = click.option("--folder", type=click.Path(path_type=Path), metavar="DIR", help="What to make and write to.  [default: kvbench-NAME]")
 
 
 @click.command("new-method")
 @click.argument("name")
-@click.option("--folder", type=click.Path(path_type=Path), metavar="DIR", help="What to make and write to.  [default: kvbench-NAME]")
+@FOLDER
 def new_method(name: str, folder: Path | None) -> None:
     """Write a package with a method NAME of your own: a score that works as it stands, its test, and the entry point.
 
@@ -22,10 +24,14 @@ def new_method(name: str, folder: Path | None) -> None:
     \b
     kvbench new-method my_score
     """
-    for path in write_package(name, folder):
+    write(METHOD, name, folder, f"kvbench verify {name}", f"kvbench run --methods {name}")
+
+
+def write(kind: Kind, name: str, folder: Path | None, *then: str) -> None:
+    """Write a package, and say what comes next."""
+    for path in write_package(kind, name, folder):
         put(f"{path}\n")
     talk("next:")
-    talk(f"  python -m pip install -e {shlex.quote(str(folder or default_folder(name)))}")
-    talk(f"  kvbench verify {name}")
-    talk(f"  kvbench run --methods {name}")
-    talk(f"guide: {GUIDE}")
+    for command in (f"python -m pip install -e {shlex.quote(str(folder or default_folder(name)))}", *then):
+        talk(f"  {command}")
+    talk(f"guide: {kind.guide}")

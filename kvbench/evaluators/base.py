@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.errors import UsageError
-from kvbench.figures import Figure
+from kvbench.figures import Figure, Grid, Table
 from kvbench.instruments.context import Stage, UnitContext
 from kvbench.metrics.measured import HEADLINE, Better, Evidence, Measured, MethodRecords, Summary
 from kvbench.spec import BASELINE, RunSpec, Unit
 from kvbench.spec.parameters import build, param, parameters
 
-if TYPE_CHECKING:
-    from kvbench.instruments.session import Session
+if TYPE_CHECKING:  # for annotations alone: both bring torch
+    from kvbench.instruments.protocol import Prompt as Prompt
+    from kvbench.instruments.session import Session as Session
 
 __all__ = [
     "BASELINE",
@@ -26,10 +27,14 @@ __all__ = [
     "Better",
     "Evaluator",
     "Evidence",
+    "Figure",
+    "Grid",
     "Measured",
     "MethodRecords",
+    "RunSpec",
     "Stage",
     "Summary",
+    "Table",
     "Unit",
     "UnitContext",
     "build",

@@ -56,7 +56,7 @@ class Registry(Generic[T]):
     """
 
     def __init__(self, group: str, kind: str, base: type[T], facts: Callable[[type[T]], object], reserved: Iterable[str] = ()) -> None:
-        self.group, self.kind, self._base, self._facts, self._reserved = group, kind, base, facts, frozenset(reserved)
+        self.group, self.kind, self._base, self._facts, self.reserved = group, kind, base, facts, frozenset(reserved)
         self._whys: dict[str, str] = {}
         self._sound: set[type[T]] = set()
         self._ready: dict[str, type[T]] = {}
@@ -144,7 +144,7 @@ class Registry(Generic[T]):
 
     def _checked(self, point: EntryPoint) -> type[T]:
         """The class, once it was seen to be one that can be used."""
-        if not _NAME.fullmatch(point.name) or point.name in self._reserved:
+        if not _NAME.fullmatch(point.name) or point.name in self.reserved:
             raise ValueError("this name cannot be used: it has other characters than letters, digits and _.-, or means something else")
         with redirect_stdout(sys.stderr):  # stdout is data, and what a module prints is not
             loaded: Any = point.load()
