@@ -10,16 +10,14 @@ if TYPE_CHECKING:
 FAMILIES = ("qwen2", "llama")
 """Shapes that every method is tried on: both with grouped heads, one with biases, one with three queries a KV head."""
 
-_SHAPES: dict[str, dict[str, int]] = {
-    "qwen2": {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64},
-    "llama": {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 96},
-}
+_SHAPE = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+_SHAPES = {"llama": {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 96}}
 
 
 def make_tiny_config(family: str) -> dict[str, Any]:
-    """A 4-layer config with head size 16 and 128 tokens of vocabulary, as a plain dict."""
+    """A 4-layer config of any family with head size 16 and 128 tokens of vocabulary, as a plain dict."""
     return {
-        "model_type": family, **_SHAPES[family], "num_hidden_layers": 4, "head_dim": 16, "intermediate_size": 96,
+        "model_type": family, **_SHAPES.get(family, _SHAPE), "num_hidden_layers": 4, "head_dim": 16, "intermediate_size": 96,
         "vocab_size": 128, "max_position_embeddings": 2048, "initializer_range": 0.2, "rope_theta": 10000.0,
         "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
@@ -46,11 +44,25 @@ def make_tiny_model(family: str, dtype: torch.dtype | None = None, seed: int = 0
 
 def _keep_float64(model: Any) -> None:
     """Replace the model's RMS norms, which round to float32 inside: a test to 1e-10 needs float64 throughout."""
-    import torch
-
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("RMSNorm"):
-            exact = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon, dtype=torch.float64)
-            exact.weight.data.copy_(module.weight)
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, exact)
+            setattr(model.get_submodule(parent), leaf, _exact(module))
+
+
+def _exact(norm: Any) -> torch.nn.RMSNorm:
+    """The same norm in float64; some families keep the weight less one.
+
+    Raises:
+        ValueError: it computes something else.
+    """
+    import torch
+
+    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    x = torch.linspace(-1, 2, norm.weight.numel(), dtype=torch.float64)
+    for weight in (norm.weight, norm.weight + 1):
+        exact = torch.nn.RMSNorm(weight.shape, eps=epsilon, dtype=torch.float64)
+        exact.weight.data.copy_(weight)
+        if torch.allclose(exact(x), norm(x).double(), rtol=1e-5):
+            return exact
+    raise ValueError(f"{type(norm).__name__} is no RMS norm that can be done in float64")
