@@ -20,6 +20,7 @@ from kvbench.spec.registry import Registry
 from kvbench.evaluators.registered import EVALUATORS
 
 DOCS = Path(__file__).parent / "docs"
+GUIDE = DOCS / "adding_a_method.md"
 TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")  # an identifier that is a good name of a package, too
 
@@ -58,7 +59,7 @@ class Kind:
         }
 
 
-METHOD = Kind("method", METHODS, DOCS / "adding_a_method.md", "score", "Score")
+METHOD = Kind("method", METHODS, GUIDE, "score", "Score")
 EVALUATOR = Kind("evaluator", EVALUATORS, DOCS / "adding_an_evaluator.md", "measure", "Measure")
 
 
@@ -67,12 +68,13 @@ def default_folder(name: str) -> Path:
     return Path(f"kvbench-{name.replace('_', '-')}")
 
 
-def write_package(kind: Kind, name: str, folder: Path | None = None) -> list[Path]:
+def write_package(name: str, folder: Path | None = None, kind: Kind = METHOD) -> list[Path]:
     """Write the package of a method or an evaluator ``name``: all of it, or nothing.
 
     Args:
         name: Lower case, registered by no package yet.
         folder: To be made, in one that exists. ``None``: :func:`default_folder`, here.
+        kind: Which of the two.
 
     Returns:
         The files written.
@@ -80,7 +82,7 @@ def write_package(kind: Kind, name: str, folder: Path | None = None) -> list[Pat
     Raises:
         UsageError: a name that cannot be or is taken, a folder that is there already, or a place that cannot be written to.
     """
-    check_name(kind, name)
+    check_name(name, kind)
     folder = default_folder(name) if folder is None else folder
     _check_place(kind, name, folder)
     words = _words(kind, name)
@@ -92,7 +94,7 @@ def write_package(kind: Kind, name: str, folder: Path | None = None) -> list[Pat
     return [folder / path for path in texts]
 
 
-def check_name(kind: Kind, name: str) -> None:
+def check_name(name: str, kind: Kind = METHOD) -> None:
     """Refuse a name that none of this kind can have, or that one has already.
 
     Raises:

@@ -28,8 +28,9 @@ def install(package: Path, site: Path) -> None:
     info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    points = project["entry-points"]["kvbench.methods"]
-    (info / "entry_points.txt").write_text("[kvbench.methods]\n" + "".join(f"{name} = {value}\n" for name, value in points.items()))
+    groups = project["entry-points"].items()
+    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items()) for group, points in groups]
+    (info / "entry_points.txt").write_text("".join(lines))
 
 
 def seeing(*folders: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ def new_method(name: str, folder: Path | None) -> None:
 
 def write(kind: Kind, name: str, folder: Path | None, *then: str) -> None:
     """Write a package, and say what comes next."""
-    for path in write_package(kind, name, folder):
+    for path in write_package(name, folder, kind):
         put(f"{path}\n")
     talk("next:")
     for command in (f"python -m pip install -e {shlex.quote(str(folder or default_folder(name)))}", *then):
