@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from kvbench.errors import UsageError
+from kvbench.evaluators.registered import EVALUATORS
 from kvbench.methods.base import METHODS
 from kvbench.spec.registry import Registry
-from kvbench.evaluators.registered import EVALUATORS
 
 DOCS = Path(__file__).parent / "docs"
 GUIDE = DOCS / "adding_a_method.md"

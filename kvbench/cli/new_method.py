@@ -10,7 +10,9 @@ import click
 from kvbench.authoring import METHOD, Kind, default_folder, write_package
 from kvbench.displays.streams import put, talk
 
-FOLDER = click.option("--folder", type=click.Path(path_type=Path), metavar="DIR", help="What to make and write to.  [default: kvbench-NAME]")
+FOLDER = click.option(
+    "--folder", type=click.Path(path_type=Path), metavar="DIR", help="What to make and write to.  [default: kvbench-NAME]"
+)
 
 
 @click.command("new-method")

@@ -60,12 +60,12 @@ def _session(spec: RunSpec, methods: Sequence[str], family: str, seed: int) -> S
 
     from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
     from kvbench.calibration import provide
-    from kvbench.texts.windows import Windows
     from kvbench.instruments.protocol import Runner
     from kvbench.instruments.session import Session
     from kvbench.instruments.tiny import make_tiny_model
     from kvbench.models.loading import LoadedModel
     from kvbench.models.shape import shape_of
+    from kvbench.texts.windows import Windows
 
     model = make_tiny_model(family, seed=seed)
     use_kvbench_attention(model)
