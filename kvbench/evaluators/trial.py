@@ -71,7 +71,7 @@ def _session(spec: RunSpec, methods: Sequence[str], family: str, seed: int) -> S
     use_kvbench_attention(model)
     shape, geometry = shape_of(model.config.to_dict()), Geometry.of(model)
     drawn = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, shape.vocab_size, (spec.samples, spec.context + spec.continuation), generator=drawn)
+    tokens: Any = torch.randint(3, shape.vocab_size, (spec.samples, spec.context + spec.continuation), generator=drawn)
     chosen = {label: resolve(MethodSpec.parse(label), spec) for label in methods}
     names = {name for method in chosen.values() for name in method.artefacts}
     artefacts = provide(names, model, geometry, tokens.flatten(), weights_hash=None, folder=None, stage=lambda *_: None)
