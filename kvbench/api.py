@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from kvbench.caches.cache import Artefacts, Geometry, KVCache
-    from kvbench.methods.base import Method
+    from kvbench.methods.method import Method
 
 
 def make_cache(
@@ -61,7 +61,7 @@ def make_cache(
         UnsupportedModel: attention that kvbench does not understand.
     """
     from kvbench.caches.cache import CacheOptions, Geometry, build_cache, use_kvbench_attention
-    from kvbench.methods.base import free, objections, resolve
+    from kvbench.methods.registered import free, objections, resolve
     from kvbench.models.loading import check_attention
     from kvbench.models.shape import check_supported, shape_of
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from kvbench.errors import UsageError
 from kvbench.evaluators.registered import EVALUATORS
-from kvbench.methods.base import METHODS
+from kvbench.methods.registered import METHODS
 from kvbench.spec.registry import Registry
 
 DOCS = Path(__file__).parent / "docs"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from kvbench.caches.reckon import Prompt
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 from kvbench.models.shape import Shape, cache_bytes_per_token
 
 ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kvbench.errors import UsageError
-from kvbench.methods.base import METHODS, Method, resolve
+from kvbench.methods.method import Method
+from kvbench.methods.registered import METHODS, resolve
 from kvbench.models.shape import Shape
 from kvbench.spec import MethodSpec, ParamValue, RunSpec
 from kvbench.spec.budgets import Dial, Range, is_met

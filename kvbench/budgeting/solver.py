@@ -10,7 +10,7 @@ from typing import Protocol
 
 from kvbench.budgeting.search import FINE, Search, Turned
 from kvbench.errors import UsageError
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 from kvbench.models.shape import Shape
 from kvbench.spec import MethodSpec, RunSpec
 from kvbench.spec.budgets import Budget, is_met, written

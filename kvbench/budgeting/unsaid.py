@@ -8,7 +8,7 @@ from kvbench.caches.layer import LayerCache, LayerContext, prompt_view
 from kvbench.caches.observe import Observer
 from kvbench.caches.rope import Rope
 from kvbench.calibration import stand_ins
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 from kvbench.models.shape import Shape
 
 _NOWHERE = torch.device("meta")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kvbench.budgeting.expected import is_coupled
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 
 if TYPE_CHECKING:
     from kvbench.instruments.protocol import Prompt, Runner

@@ -1,6 +1,6 @@
 """Artefacts that methods need of a model, made once and kept as safetensors by weight hash and text hash.
 
-A method names what its layers read (:attr:`kvbench.methods.base.Method.artefacts`); each kind of artefact is one
+A method names what its layers read (:attr:`kvbench.methods.method.Method.artefacts`); each kind of artefact is one
 module here with three functions:
 
     makes(name) -> bool                     whether the name is of this kind

@@ -39,7 +39,7 @@ def list_names(kind: str, form: str) -> None:
 
 
 def _methods() -> list[dict[str, Any]]:
-    from kvbench.methods.base import METHODS, facts
+    from kvbench.methods.registered import METHODS, facts
 
     order = {"reference": 0}
     found = sorted(map(facts, METHODS.usable().values()), key=lambda m: (order.get(m["family"], 1), m["family"], m["name"]))

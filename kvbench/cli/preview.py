@@ -19,7 +19,7 @@ from kvbench.spec import RunSpec, auto_cache_dtype
 from kvbench.spec.budgets import written
 
 if TYPE_CHECKING:
-    from kvbench.methods.base import Method
+    from kvbench.methods.method import Method
 
 
 def preview(spec: RunSpec) -> str:

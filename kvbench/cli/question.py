@@ -9,7 +9,7 @@ from typing import Any
 from kvbench import sweeps
 from kvbench.engine.plan import complete, refuse_taken
 from kvbench.errors import UsageError
-from kvbench.methods.base import expand, left_out, named
+from kvbench.methods.registered import expand, left_out, named
 from kvbench.models.shape import shape_of
 from kvbench.spec import CONTROLS, EvaluatorSpec, RunSpec, presets, split_list
 

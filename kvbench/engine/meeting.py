@@ -17,7 +17,7 @@ from kvbench.spec import Unit
 if TYPE_CHECKING:
     from kvbench.budgeting.weighing import PromptScale
     from kvbench.instruments.session import Session
-    from kvbench.methods.base import Method
+    from kvbench.methods.method import Method
     from kvbench.spec import MethodSpec, RunSpec
 
 

@@ -20,7 +20,7 @@ from kvbench.spec import BASELINE, EvaluatorSpec, MethodSpec, RunSpec, Unit, sui
 from kvbench.spec.registry import asking
 
 if TYPE_CHECKING:
-    from kvbench.methods.base import Method
+    from kvbench.methods.method import Method
     from kvbench.record.events import BudgetSolved
 
 AUDIT = EvaluatorSpec("audit")
@@ -41,7 +41,7 @@ def complete(spec: RunSpec) -> RunSpec:
     Raises:
         UsageError: a name or value that no run can have.
     """
-    from kvbench.methods.base import expand, left_out
+    from kvbench.methods.registered import expand, left_out
 
     asked = [m.label for m in spec.methods] or ["all"]
     methods = expand(asked, spec.budget, spec.protocol)
@@ -56,10 +56,10 @@ def refuse_taken(methods: Iterable[MethodSpec], evaluators: Iterable[EvaluatorSp
     Raises:
         UsageError: names the packages.
     """
-    from kvbench.methods import base
+    from kvbench.methods import registered
 
     for method in methods:
-        base.refuse_taken(method)
+        registered.refuse_taken(method)
     for evaluator in evaluators:
         EVALUATORS.refuse_taken(evaluator.name)
 
@@ -131,7 +131,7 @@ def resolve_methods(spec: RunSpec, budgets: Mapping[str, BudgetSolved] | None = 
         UsageError: the baseline is missing or has a budget, a method cannot be built from its parameters, or the protocol is
             none of its own.
     """
-    from kvbench.methods.base import resolve
+    from kvbench.methods.registered import resolve
 
     for method_spec in spec.methods:
         if method_spec.name == BASELINE and method_spec.budget is not None:

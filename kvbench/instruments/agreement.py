@@ -32,7 +32,7 @@ from kvbench.instruments.stored_codes import Stored, compared, rounding
 
 if TYPE_CHECKING:
     from kvbench.instruments.protocol import Prompt, Runner
-    from kvbench.methods.base import Method
+    from kvbench.methods.method import Method
 
 Verdict = Literal["same", "tie", "code flip", "WRONG", "not fused"]
 PROBED = 32

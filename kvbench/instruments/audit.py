@@ -28,7 +28,8 @@ from kvbench.instruments.out_of_memory import is_out_of_memory
 from kvbench.instruments.protocol import Prompt, sound
 from kvbench.instruments.session import Session
 from kvbench.instruments.transplant import Snapshot
-from kvbench.methods.base import METHODS, Method
+from kvbench.methods.method import Method
+from kvbench.methods.registered import METHODS
 from kvbench.metrics.measured import NOTHING_YET
 from kvbench.spec import BASELINE
 

@@ -19,7 +19,7 @@ from kvbench.caches.layer import LayerCache, LayerContext, prompt_view
 from kvbench.caches.observe import Observer
 from kvbench.caches.surrogate import surrogate_scores
 from kvbench.instruments.protocol import Runner
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 
 MOMENT_QUERIES = 256
 """Queries whose mean and covariance stand for those of the prompt."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from kvbench.errors import UsageError
 from kvbench.instruments.context import Asked
-from kvbench.methods.base import Method, objections
+from kvbench.methods.method import Method
+from kvbench.methods.registered import objections
 from kvbench.models.shape import Shape, check_supported
 from kvbench.spec import RunSpec
 from kvbench.spec.registry import asking

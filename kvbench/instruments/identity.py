@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, decoder_of, use_kvbench_attention
 from kvbench.instruments.protocol import Prompt, Runner
-from kvbench.methods.base import METHODS
+from kvbench.methods.registered import METHODS
 
 ROUNDINGS = 64
 """Of the largest logit, allowed between the two ways through all layers."""

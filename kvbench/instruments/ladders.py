@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvbench.errors import KvbenchError
-from kvbench.methods.base import Method, resolve
+from kvbench.methods.method import Method
+from kvbench.methods.registered import resolve
 from kvbench.models.shape import Shape
 from kvbench.spec import MethodSpec, RunSpec
 

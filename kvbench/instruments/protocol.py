@@ -25,7 +25,7 @@ from kvbench.caches.layer import TokenView
 from kvbench.caches.marks import marks, same
 from kvbench.caches.needs import Needs
 from kvbench.errors import MethodError
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 
 
 @dataclass(frozen=True)

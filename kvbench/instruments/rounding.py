@@ -34,7 +34,7 @@ from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.instruments.protocol import Prompt, Runner
 from kvbench.instruments.scoring import TokenScores, score
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 from kvbench.metrics.rounding import MEASURES
 
 EVERY = 16

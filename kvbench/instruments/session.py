@@ -20,7 +20,7 @@ from kvbench.instruments.context import Asked, Stage
 from kvbench.instruments.environment import describe
 from kvbench.instruments.fit import check_fit
 from kvbench.instruments.protocol import Runner
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 from kvbench.models.loading import LoadedModel, load_model
 from kvbench.models.weights import cache_folder
 from kvbench.spec import RunSpec

@@ -24,7 +24,8 @@ from kvbench.instruments.audit import Auditor
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.session import Session
 from kvbench.instruments.tiny import FAMILIES, make_tiny_model
-from kvbench.methods.base import METHODS, Method, expand, free, refuse, resolve
+from kvbench.methods.method import Method
+from kvbench.methods.registered import METHODS, expand, free, refuse, resolve
 from kvbench.models.shape import shape_of
 from kvbench.models.weights import silent
 from kvbench.spec import BASELINE, CorpusSpec, EvaluatorSpec, MethodSpec, ModelSpec, RunSpec

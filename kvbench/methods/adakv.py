@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt, held, over_heads
 from kvbench.errors import UnknownName
-from kvbench.methods.base import METHODS, Eviction, Method, param
+from kvbench.methods.method import Eviction, Method, param
+from kvbench.methods.registered import METHODS
 from kvbench.spec import MethodSpec, ParamValue
 from kvbench.spec.parameters import build
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import INT32, Prompt, dense, kept_count, rows
-from kvbench.methods.base import Method, param
+from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, Range
 
 if TYPE_CHECKING:

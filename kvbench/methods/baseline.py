@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt, dense
-from kvbench.methods.base import Method
+from kvbench.methods.method import Method
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt
 from kvbench.errors import UsageError
-from kvbench.methods.base import METHODS, Method
-from kvbench.spec import MethodSpec
+from kvbench.methods.method import Method
 
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
@@ -63,8 +62,11 @@ class Composed(Method):
         self.storer.check(shape)
 
 
-def compose(keeper: Method, storer: Method, spec: MethodSpec) -> Composed:
+def compose(keeper: Method, storer: Method, label: str, storers: Callable[[], Sequence[str]]) -> Composed:
     """``keeper+storer``, where that makes sense.
+
+    Args:
+        label: As the user wrote it. storers: Names of methods that could store, for a hint.
 
     Raises:
         UsageError: the first keeps every token, the second cannot store what another keeps, or a parameter stands against it.
@@ -72,12 +74,12 @@ def compose(keeper: Method, storer: Method, spec: MethodSpec) -> Composed:
     first, second = type(keeper).name, type(storer).name
     if not type(keeper).selects:
         turned = f"write {second}+{first}" if type(storer).selects and type(keeper).stores else f"for example snapkv+{first}"
-        raise UsageError(f"'{spec.label}': {first} keeps every token, so nothing is left to {second}", hint=turned)
+        raise UsageError(f"'{label}': {first} keeps every token, so nothing is left to {second}", hint=turned)
     if not type(storer).stores:
-        able = [name for name, cls in METHODS.usable().items() if cls.stores]
-        raise UsageError(f"'{spec.label}': {second} cannot store what {first} keeps", hint=f"after the + write one of {', '.join(able)}")
+        hint = f"after the + write one of {', '.join(storers())}"
+        raise UsageError(f"'{label}': {second} cannot store what {first} keeps", hint=hint)
     try:
         keeper.check_over()
     except ValueError as error:
-        raise UsageError(f"'{spec.label}': {error}", hint=f"write {first}:decode=grow+{second}") from error
+        raise UsageError(f"'{label}': {error}", hint=f"write {first}:decode=grow+{second}") from error
     return Composed(keeper, storer)

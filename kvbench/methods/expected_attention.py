@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.needs import Needs
-from kvbench.methods.base import Eviction, param
+from kvbench.methods.method import Eviction, param
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Place, Prompt, coded, dense, kept_count
-from kvbench.methods.base import Method, check_window, must_divide, param
+from kvbench.methods.method import Method, check_window, must_divide, param
 from kvbench.methods.quantised import check_bits, check_packing, whole_or
 from kvbench.spec.budgets import Dial, Range
 

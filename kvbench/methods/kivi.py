@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from kvbench.methods.base import param
+from kvbench.methods.method import param
 from kvbench.methods.quantised import NEWEST_DENSE, Quantiser, check_bits
 from kvbench.spec.budgets import Dial, widest_codes
 

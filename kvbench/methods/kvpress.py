@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.errors import UnknownName
-from kvbench.methods.base import Method, param
+from kvbench.methods.method import Method, param
 from kvbench.spec import MethodSpec, Params
 from kvbench.spec.budgets import Dial, Range
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Place, Prompt, held, kept_count
 from kvbench.spec.budgets import Dial, Range
-from kvbench.spec.parameters import param, parameters
+from kvbench.spec.parameters import check_window, must_divide, param, parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kvbench.caches.layer import LayerCache, LayerContext, TokenView
     from kvbench.models.loading import Shape
+
+__all__ = ["Eviction", "Method", "check_window", "must_divide", "param"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt
-from kvbench.methods.base import Method, param
+from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, Range, Settings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts, heads_in_group
 from kvbench.caches.reckon import Prompt, coefficients
-from kvbench.methods.base import Method, param
+from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, low_ranks
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Place
-from kvbench.methods.base import Eviction, check_window, param
+from kvbench.methods.method import Eviction, check_window, param
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt, coded, dense
-from kvbench.methods.base import Method, must_divide, param
+from kvbench.methods.method import Method, must_divide, param
 from kvbench.spec.budgets import Dial, Range, widest_codes
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.methods.base import Eviction
+from kvbench.methods.method import Eviction
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt, dense, rows
-from kvbench.methods.base import Method, param
+from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, Range, widest_codes
 
 if TYPE_CHECKING:

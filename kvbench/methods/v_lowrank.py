@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts
 from kvbench.caches.reckon import Prompt, coefficients, dense
-from kvbench.methods.base import Method, param
+from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, Range
 
 if TYPE_CHECKING:

@@ -63,7 +63,7 @@ def _setting(entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any]) ->
 
 def _parameters(spec: MethodSpec, ratio: float | None) -> dict[str, ParamValue]:
     """Every parameter: given, or the run's compression ratio, or the default; a missing plug-in has the given ones alone."""
-    from kvbench.methods.base import METHODS
+    from kvbench.methods.registered import METHODS
 
     try:
         known = {name: default for name, default, _ in METHODS.load(spec.name).parameters()}

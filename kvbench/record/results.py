@@ -125,7 +125,7 @@ def _budget(found: ev.BudgetSolved | None, stored: float | None) -> dict[str, An
 def _title(label: str) -> str:
     """The method's name as papers write it; its label once the plug-in that gave it is gone."""
     from kvbench.errors import UsageError
-    from kvbench.methods.base import METHODS
+    from kvbench.methods.registered import METHODS
 
     name = MethodSpec.parse(label).name
     try:

@@ -142,13 +142,13 @@ def _check_parameters(method: MethodSpec, axes: Axes) -> None:
 
 
 def _names(method: MethodSpec) -> list[str]:
-    from kvbench.methods.base import METHODS
+    from kvbench.methods.registered import METHODS
 
     return [name for name, _, _ in METHODS.load(method.name).parameters()]
 
 
 def _takes_any(method: MethodSpec) -> bool:
-    from kvbench.methods.base import METHODS
+    from kvbench.methods.registered import METHODS
 
     return METHODS.load(method.name).takes_rest is not None
 
@@ -159,7 +159,7 @@ def apply(spec: RunSpec, sweep: Sweep) -> RunSpec:
     Raises:
         UsageError: no evaluator of ``spec`` measures at a swept length or batch, or one says itself at which.
     """
-    from kvbench.methods.base import expand
+    from kvbench.methods.registered import expand
 
     labels = [m.label for m in (*spec.methods, *(s.spec for s in sweep.settings))]
     spec = spec.with_changes(methods=expand(labels, spec.budget, spec.protocol))

@@ -41,7 +41,7 @@ def details(scene: Scene, width: int) -> Text:
 @lru_cache(maxsize=64)
 def _class_of(name: str) -> Any:
     """The method's class, ``None`` if this machine lacks its plug-in."""
-    from kvbench.methods.base import METHODS
+    from kvbench.methods.registered import METHODS
 
     try:
         return METHODS.load(name)
