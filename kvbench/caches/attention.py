@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kvbench.caches.compat import prompt_in_pieces, register
-from kvbench.caches.layer import named_layer
+from kvbench.caches.tagged import named_layer
 from kvbench.errors import UnsupportedModel, UsageError
 
 

@@ -110,7 +110,7 @@ class ThinLayer(LayerCache):
     def compress(self, prompt: TokenView) -> None:
         old = max(0, prompt.keys.shape[2] - self.recent)
         if old:
-            self.old_keys.choose(best_channels(checked_channels(self.rule.score(prompt), prompt), self.kept))
+            self.old_keys.choose(best_channels(checked_channels(self.rule.score(prompt), prompt.keys), self.kept))
             self.old_keys.append(prompt.keys[:, :, :old])
         if old < prompt.keys.shape[2]:
             self.new_keys.append(prompt.keys[:, :, old:])

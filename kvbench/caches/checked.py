@@ -7,15 +7,12 @@ A score that is NaN ranks nothing, and yet a sort puts it somewhere: what comes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.errors import MethodError
-
-if TYPE_CHECKING:
-    from kvbench.caches.layer import TokenView
 
 SHORT = 64
 """Tokens up to which all may be certain: a prompt shorter than a method's window, or than its sinks."""
@@ -69,29 +66,30 @@ def finite(scores: Tensor) -> Tensor:
     return found
 
 
-def checked_scores(scores: Any, tokens: TokenView, watch: Watch | None = None, *, ranks: bool = True) -> Tensor:
-    """``scores`` as they are, if they are one finite number for each of ``tokens``.
+def checked_scores(scores: Any, keys: Tensor, watch: Watch | None = None, *, ranks: bool = True) -> Tensor:
+    """``scores`` as they are, if they are one finite number for each token.
 
     Args:
-        scores: What a method returned for ``tokens``. watch: Where to look at the numbers later; ``None`` looks now.
+        scores: What a method returned for tokens of these ``keys`` ``[B, Hkv, T, D]``.
+        watch: Where to look at the numbers later; ``None`` looks now.
         ranks: Whether some tokens have to go: where all stay, all may be certain.
 
     Raises:
         MethodError: says what is wrong with them.
     """
-    found = _formed(scores, tokens.keys.shape[:3], "token")
+    found = _formed(scores, keys.shape[:3], "token")
     if found.is_floating_point():
         _see(_broken(found, ranks and found.shape[-1] > SHORT), watch)
     return found
 
 
-def checked_channels(scores: Any, tokens: TokenView) -> Tensor:
-    """``scores`` as they are, if they are one finite number for each row, KV head and channel of ``tokens``.
+def checked_channels(scores: Any, keys: Tensor) -> Tensor:
+    """``scores`` as they are, if they are one finite number for each row, KV head and channel of ``keys`` ``[B, Hkv, T, D]``.
 
     Raises:
         MethodError: says what is wrong with them.
     """
-    found = _formed(scores, (*tokens.keys.shape[:2], tokens.keys.shape[3]), "channel")
+    found = _formed(scores, (*keys.shape[:2], keys.shape[3]), "channel")
     _see(_broken(found, ranks=True), None)
     return found
 
@@ -160,13 +158,13 @@ def checked_count(count: Any, tokens: int) -> int:
     return min(count, tokens)
 
 
-def checked_mask(mask: Any, tokens: TokenView) -> Tensor:
-    """``mask`` ``[B, Hkv, T]`` of the tokens that each head keeps, as it is.
+def checked_mask(mask: Any, keys: Tensor) -> Tensor:
+    """``mask`` ``[B, Hkv, T]`` of the tokens that each head keeps, of ``keys`` ``[B, Hkv, T, D]``, as it is.
 
     Raises:
         MethodError: of another shape, or not boolean.
     """
-    shape = tuple(tokens.keys.shape[:3])
+    shape = tuple(keys.shape[:3])
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
         given = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise MethodError(f"tokens kept are marked by {given}; they must be booleans {list(shape)}", hint="mask = scores >= threshold")

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from kvbench.caches.buffers import BLOCK, TokenBuffer, gather_tokens
 from kvbench.caches.checked import SPOILT, Watch, checked_count, checked_index, checked_scores
+from kvbench.caches.context import LayerContext
 from kvbench.caches.dense import DenseLayer
-from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.ledger import Part
 from kvbench.caches.marks import differ, marks
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.reckon import Place
+from kvbench.caches.views import TokenView
 
 
 def ranking(scores: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def scored(rule: Rule, tokens: TokenView, budget: int, watch: Watch | None = Non
         MethodError: no score for each token, or none that ranks.
     """
     before = marks([tokens]) if watch is not None and watch.is_due() else None
-    scores = checked_scores(rule.score(replace(tokens, budget=budget)), tokens, watch, ranks=budget < tokens.keys.shape[2])
+    scores = checked_scores(rule.score(replace(tokens, budget=budget)), tokens.keys, watch, ranks=budget < tokens.keys.shape[2])
     if watch is not None and before is not None:
         watch.see(differ(before, marks([tokens])), SPOILT)
     return scores

@@ -13,16 +13,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kvbench.caches.ledger import Part
-
-if TYPE_CHECKING:
-    from kvbench.caches.lowrank import LowRankLayer
+from kvbench.caches.fold import Fold
+from kvbench.caches.lowrank import LowRankLayer
 
 PLAIN = frozenset({
     "GemmaAttention", "GraniteAttention", "LlamaAttention", "MistralAttention", "MixtralAttention", "Qwen2Attention", "Qwen2MoeAttention",
@@ -31,34 +29,6 @@ PLAIN = frozenset({
 """Attention modules whose cached values are ``v_proj``'s output as it is, and whose sums enter ``o_proj`` as they are."""
 KEPT = 4
 """Methods whose folded weights are held at a time, the latest used."""
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One module's projections with a basis folded in.
-
-    Attributes:
-        v_proj: hidden → ``[G·r]``, filled with rows of zeros up to whole heads, since the module views its output by heads.
-        o_proj: ``[Hq·r]`` → hidden.
-        groups, rank: G and r.
-        tensors: The weights and biases of both.
-    """
-
-    v_proj: nn.Linear
-    o_proj: nn.Linear
-    groups: int
-    rank: int
-    tensors: tuple[Tensor, ...]
-
-    def coefficients(self, values: Tensor) -> Tensor:
-        """What the module made of ``v_proj``'s output, ``[B, P, n, D]`` with P·D ≥ G·r, as ``[B, G, n, r]``."""
-        flat = values.transpose(1, 2).flatten(2)[..., : self.groups * self.rank]
-        return torch.unflatten(flat, 2, (self.groups, self.rank)).transpose(1, 2)
-
-    def parts(self) -> Iterator[Part]:
-        """The folded weights, for the list of artefacts: they stand in for the module's own."""
-        for tensor in self.tensors:
-            yield Part("folded projections", tensor, tensor.nbytes)
 
 
 @dataclass
@@ -84,9 +54,7 @@ def folded(cache: object, folds: Folds) -> Iterator[None]:
 
     The modules get their own projections back at the end, whatever happens; other caches change nothing.
     """
-    from kvbench.caches.lowrank import LowRankLayer
-
-    layers = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, LowRankLayer) and can_fold(layer)]
+    layers = [layer for layer in getattr(cache, "layers", ()) if can_fold(layer)]
     swaps: list[tuple[LowRankLayer, Any]] = [(layer, layer.context.module) for layer in layers]
     own = [(module.v_proj, module.o_proj) for _, module in swaps]
     try:
@@ -99,11 +67,13 @@ def folded(cache: object, folds: Folds) -> Iterator[None]:
             layer.folded, module.v_proj, module.o_proj = False, v_proj, o_proj
 
 
-def can_fold(layer: LowRankLayer) -> bool:
+def can_fold(layer: object) -> TypeGuard[LowRankLayer]:
     """Whether the layer's next tokens may come through folded projections.
 
     A prompt whose own attention is uncompressed needs whole values, and rows of different lengths are walked one by one.
     """
+    if not isinstance(layer, LowRankLayer):
+        return False
     module, named = layer.context.module, layer.values_store.projection.name
     waits = layer.seen == 0 and layer.context.protocol == "prefill"
     if module is None or not named or waits or layer.rows or type(module).__name__ not in PLAIN:

@@ -7,30 +7,29 @@ the two equal for every method.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.caches.attend import causal
-from kvbench.caches.buffers import scatter_tokens
 from kvbench.caches.checked import Watch
-from kvbench.caches.compat import prompt_in_pieces
+from kvbench.caches.context import LayerContext
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
-from kvbench.caches.prompts import OpenPrompt, refused
-from kvbench.caches.stores import Store
+from kvbench.caches.padded import is_padded, row_by_row, skipped
+from kvbench.caches.prompts import OpenPrompt, announced, refused
+from kvbench.caches.restored import Restored
+from kvbench.caches.storing import StoringLayer
 from kvbench.caches.tagged import TaggedLayer, named_layer
-from kvbench.caches.views import LayerContext, Restored, TokenView, prompt_view
+from kvbench.caches.views import TokenView, prompt_view
 from kvbench.errors import MethodError, UsageError
 
 __all__ = ["LayerCache", "LayerContext", "Restored", "TaggedLayer", "TokenView", "named_layer", "prompt_view"]
 
 
-class LayerCache(TaggedLayer):
+class LayerCache(StoringLayer):
     """Base of all layers. Subclasses say what is stored; everything about order and time is here.
 
     Args:
@@ -39,11 +38,8 @@ class LayerCache(TaggedLayer):
     """
 
     def __init__(self, context: LayerContext, needs: Needs = Needs()) -> None:  # noqa: B008 (frozen)
-        super().__init__()
-        self.is_initialized = True
-        self.context, self.needs = context, needs
-        self.seen, self.batch = 0, 1
-        self.scaling = context.head_dim**-0.5
+        super().__init__(context)
+        self.needs, self.batch = needs, 1
         self.observer: Observer | None = None
         self.hidden: Tensor | None = None
         """What the attention module was given for the tokens at hand, ``[B, n, hidden]``; only while they pass, and if ``needs`` ask."""
@@ -54,81 +50,6 @@ class LayerCache(TaggedLayer):
         self.rows: list[LayerCache] = []
         self.watch = Watch()
         """What was seen of scores while decoding, where a device may not be waited for."""
-
-    # What a method defines -----------------------------------------------------------------
-
-    @abstractmethod
-    def compress(self, prompt: TokenView) -> None:
-        """Take over a prompt whose own attention is done. The view's tensors are shared: copy what is kept."""
-
-    @abstractmethod
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Store fresh tokens ``[B, Hkv, n, D]`` as the method stores them."""
-
-    @abstractmethod
-    def attend(self, q: Tensor) -> Tensor:
-        """``[B, Hq, m, D]`` over what is stored; the last m stored tokens are the queries' own."""
-
-    def join_rows(self) -> None:
-        """Tie the rows of a padded batch to other layers, where a method couples layers. Nothing by default."""
-
-    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[B, Hkv, length, D]`` as attention reads them."""
-        raise NotImplementedError(f"{type(self).__name__} does not read its tokens apart from attending to them")
-
-    def places(self, prompt: TokenView) -> Tensor:
-        """Positions ``[B, Hkv, length]`` of the prompt's tokens that ``compress`` keeps, in the order in which ``read`` gives them.
-
-        Worked out from the prompt again where a method chooses; nothing is stored for it. By default every token, in order.
-        """
-        return prompt.positions
-
-    def restored(self, prompt: TokenView, dtype: torch.dtype) -> Restored:
-        """What attention reads of a ``prompt`` that was just compressed, token by token.
-
-        Raises:
-            NotImplementedError: what is read is not the tokens at ``places``.
-        """
-        keys, values = (x.to(prompt.keys.device) for x in self.read(dtype))
-        places = self.places(prompt)
-        if places.shape != keys.shape[:3]:
-            raise NotImplementedError(f"{type(self).__name__} does not say which tokens it reads")
-        held = torch.zeros(*keys.shape[:2], prompt.seen, dtype=torch.bool, device=keys.device).scatter(2, places, True)
-        return Restored(scatter_tokens(keys, places, prompt.seen), scatter_tokens(values, places, prompt.seen), held)
-
-    def settle(self) -> None:
-        """Between two blocks: flush a full residual, evict down to the budget. Nothing by default."""
-
-    def stable_for(self) -> int | None:
-        """Tokens that may come before the stored part next changes; ``None`` is for ever."""
-        return None
-
-    def parts(self) -> Iterator[Part]:
-        """Every tensor this layer stores."""
-        for store in self.stores():
-            yield from store.parts()
-
-    @property
-    @abstractmethod
-    def length(self) -> int:
-        """Tokens held now, in each KV head."""
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether later tokens of a prompt find all before them as they came, so that pieces give what the whole gives."""
-        return False
-
-    def held(self) -> int:
-        """Keys held now, over rows and KV heads that hold them apart."""
-        if self.open is not None:
-            return self.seen * self.context.kv_heads * self.batch
-        return sum(row.held() for row in self.rows) if self.rows else self.length * self.context.kv_heads * self.batch
-
-    def artefacts(self) -> Iterator[Part]:
-        """Weights-side tensors this layer reads."""
-        return iter(())
-
-    # The walk -----------------------------------------------------------------------------
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None = None) -> Tensor:
         """Attention of a forward's fresh tokens, storing them on the way.
@@ -155,6 +76,9 @@ class LayerCache(TaggedLayer):
         """Layers that this one is made of."""
         return iter(self.rows)
 
+    def join_rows(self) -> None:
+        """Tie the rows of a padded batch to other layers, where a method couples layers. Nothing by default."""
+
     def look(self) -> None:
         """Wait for the device, and say whether all scores since the prompt did rank.
 
@@ -166,7 +90,7 @@ class LayerCache(TaggedLayer):
             layer.look()
 
     def _forward(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None) -> Tensor:
-        if self.rows or (self.seen == 0 and padding is not None and not bool(padding.all())):
+        if self.rows or (self.seen == 0 and is_padded(padding)):
             return self._forward_rows(q, k, v, scaling, padding)
         if self.context.protocol == "prefill" and (self.seen == 0 or self.open is not None):
             return self._read_prompt(q, k, v)
@@ -177,7 +101,7 @@ class LayerCache(TaggedLayer):
     def _read_prompt(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """A prompt's own attention; it is compressed when all of it has come."""
         if self.open is None and not self.goes_on:
-            tokens = self.context.prompt_tokens or (prompt_in_pieces() if self.context.later == "refuse" else None)
+            tokens = announced(self.context)
             if tokens is not None and tokens != q.shape[2]:
                 self.open = OpenPrompt(tokens, self._new_observer(), k.dtype)
         if self.open is None:
@@ -192,23 +116,20 @@ class LayerCache(TaggedLayer):
         return out
 
     def _forward_rows(self, q: Tensor, k: Tensor, v: Tensor, scaling: float, padding: Tensor | None) -> Tensor:
-        """A left-padded batch: each row has a layer of its own, so it gives just what it gives alone."""
-        out = torch.zeros_like(q)
-        skips = [0] * q.shape[0]
-        if not self.rows:
-            if padding is None or self.make is None:
-                raise ValueError("a left-padded batch needs a cache from kvbench.make_cache and its attention mask")
-            if self.context.prompt_tokens or (self.context.later == "refuse" and prompt_in_pieces() not in (None, q.shape[2])):
-                raise UsageError("a left-padded batch cannot come in pieces", hint="leave prefill_chunk_size and prompt_tokens out")
-            self.rows = [self.make() for _ in skips]
-            self.join_rows()
-            skips = (padding.shape[1] - padding.sum(1)).tolist()
-        for row, (layer, skip) in enumerate(zip(self.rows, skips, strict=True)):
-            own = slice(row, row + 1)
-            layer.hidden = None if self.hidden is None else self.hidden[own, skip:]
-            out[own, :, skip:] = layer.forward(q[own, :, skip:], k[own, :, skip:], v[own, :, skip:], scaling)
+        skips = [0] * q.shape[0] if self.rows else self._open_rows(q, padding)
+        out = row_by_row(self.rows, skips, q, k, v, scaling, self.hidden)
         self.seen += q.shape[2]
         return out
+
+    def _open_rows(self, q: Tensor, padding: Tensor | None) -> list[int]:
+        """Make a layer for each row; how many tokens of each are padding."""
+        if padding is None or self.make is None:
+            raise ValueError("a left-padded batch needs a cache from kvbench.make_cache and its attention mask")
+        if self.context.prompt_tokens or announced(self.context) not in (None, q.shape[2]):
+            raise UsageError("a left-padded batch cannot come in pieces", hint="leave prefill_chunk_size and prompt_tokens out")
+        self.rows = [self.make() for _ in range(q.shape[0])]
+        self.join_rows()
+        return skipped(padding)
 
     def view_of(self, q: Tensor, k: Tensor, v: Tensor) -> TokenView:
         """A prompt as ``compress`` is given it."""
@@ -256,7 +177,13 @@ class LayerCache(TaggedLayer):
         """Keys ``[B, Hkv, T, D]`` over which a streaming observer follows attention."""
         raise NotImplementedError(f"{type(self).__name__} follows no attention while streaming")
 
-    # The byte ledger ----------------------------------------------------------------------
+    # What is held, and by which rows ------------------------------------------------------------
+
+    def held(self) -> int:
+        """Keys held now, over rows and KV heads that hold them apart."""
+        if self.open is not None:
+            return self.seen * self.context.kv_heads * self.batch
+        return sum(row.held() for row in self.rows) if self.rows else self.length * self.context.kv_heads * self.batch
 
     def all_parts(self) -> Iterator[Part]:
         """What is stored and what is followed, for all rows."""
@@ -269,24 +196,6 @@ class LayerCache(TaggedLayer):
     def ledger(self) -> ByteLedger:
         """Itemised bytes; stored + slack equals the storages this layer holds."""
         return ledger_of(self.all_parts(), self.artefacts())
-
-    # The transformers protocol -------------------------------------------------------------
-
-    def reset(self) -> None:
-        """Refused: what was compressed away cannot be had back.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("a compressed cache cannot be reset; make a new one with kvbench.make_cache")
-
-    def crop(self, *_: Any) -> None:
-        """Refused, as ``reset`` is: assisted decoding would need tokens that are gone.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError("a compressed cache cannot be cropped")
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Select rows of the batch (beam search)."""
@@ -301,7 +210,3 @@ class LayerCache(TaggedLayer):
         """Make ``rows`` rows of the one that is held: as many continuations of one prompt."""
         self.reorder_cache(torch.zeros(rows, dtype=torch.long))
         self.batch = rows
-
-    def stores(self) -> Iterator[Store]:
-        """The stores this layer is made of; ``parts`` and ``reorder_cache`` are read off them."""
-        return iter(())

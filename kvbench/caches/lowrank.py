@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvbench.caches.attend import attend
 from kvbench.caches.basis import CoefficientStore, Projection, expand, project_queries
-from kvbench.caches.folding import Fold
+from kvbench.caches.fold import Fold
 from kvbench.caches.heads import projection_bias
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.ledger import Part

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kvbench.caches.layer import TokenView
+from kvbench.caches.views import TokenView
 
 WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Whole numbers by their bytes."""

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from kvbench.caches.attend import attend
 from kvbench.caches.buffers import gather_tokens
+from kvbench.caches.context import LayerContext
 from kvbench.caches.dense import DenseLayer
-from kvbench.caches.layer import LayerContext, Restored, TokenView
 from kvbench.caches.ledger import Part, reachable_tensors
 from kvbench.caches.needs import Needs
+from kvbench.caches.restored import Restored
 from kvbench.caches.rope import Rope
+from kvbench.caches.views import TokenView
 from kvbench.errors import UsageError, told
 
 EVERY_QUERY = 1 << 30

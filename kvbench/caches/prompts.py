@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kvbench.caches.attend import attend
 from kvbench.caches.buffers import TokenBuffer
+from kvbench.caches.compat import prompt_in_pieces
+from kvbench.caches.context import LayerContext
 from kvbench.caches.ledger import Part
 from kvbench.caches.observe import Observer
 from kvbench.errors import UsageError
@@ -54,6 +56,11 @@ class OpenPrompt:
         yield from self.values.parts()
         yield from self.observer.parts()
         yield from (Part("open prompt, hidden states", hidden, hidden.nbytes) for hidden in self._hidden)
+
+
+def announced(context: LayerContext) -> int | None:
+    """Tokens of the whole prompt whose first are coming, where that was said; ``None``: what comes is all of it."""
+    return context.prompt_tokens or (prompt_in_pieces() if context.later == "refuse" else None)
 
 
 def refused(tokens: int) -> UsageError:

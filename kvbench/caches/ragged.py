@@ -153,7 +153,7 @@ class SelectedHeads(RaggedLayer):
     def _selected(self, prompt: TokenView) -> Iterator[tuple[Cell, LayerCache, TokenView, Tensor]]:
         """Every cell with its tokens of the prompt and their indices ``[m]``."""
         mask, scores = self.select(prompt)
-        checked_mask(mask, prompt), checked_scores(scores, prompt, ranks=False)
+        checked_mask(mask, prompt.keys), checked_scores(scores, prompt.keys, ranks=False)
         scored = replace(prompt, scores=scores)
         for cell, layer in self.fill(prompt.keys.shape[0]):
             index = mask[cell.rows, cell.keys][0, 0].nonzero()[:, 0]

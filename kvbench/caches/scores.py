@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from kvbench.caches.evicted import ranking
-from kvbench.caches.layer import TokenView
+from kvbench.caches.views import TokenView
 
 
 def certain(scores: Tensor, where: Tensor) -> Tensor:

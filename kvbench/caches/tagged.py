@@ -1,4 +1,4 @@
-"""How attention finds the layer that stores a forward's tokens: the fresh keys name it."""
+"""What ``transformers`` asks of a cache layer, and how attention finds the layer that stores a forward's tokens: the fresh keys name it."""
 
 from __future__ import annotations
 
@@ -42,3 +42,19 @@ class TaggedLayer(AnyLayer):
 
     def get_mask_sizes(self, query: int | Tensor) -> tuple[int, int]:
         return OwnLength(self.seen + query_length(query)), 0
+
+    def reset(self) -> None:
+        """Refused: what was compressed away cannot be had back.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a compressed cache cannot be reset; make a new one with kvbench.make_cache")
+
+    def crop(self, *_: Any) -> None:
+        """Refused, as ``reset`` is: assisted decoding would need tokens that are gone.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a compressed cache cannot be cropped")

@@ -1,51 +1,15 @@
-"""Where a layer stands, and the tokens that a method is shown there and reads back."""
+"""The tokens that a method is shown, to be compressed or scored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kvbench.caches.checked import checked_index
+from kvbench.caches.context import LayerContext
 from kvbench.caches.observe import Observer
-from kvbench.caches.reckon import Place
-from kvbench.caches.rope import Rope
-
-
-@dataclass(frozen=True)
-class LayerContext(Place):
-    """Where a layer stands and how the run uses it.
-
-    Attributes:
-        dtype: Format in which keys and values are stored.
-        protocol: ``prefill`` compresses once after the prompt; ``streaming`` from the first token.
-        context: Tokens that a streaming budget is a fraction of.
-        chunk_size: Streaming: tokens between two compressions; 1 is exact.
-        seed: Seed of methods that draw.
-        rope: The model's rotary embedding, or ``None``.
-        artefacts: Calibrated tensors by name, for this layer.
-        module: The model's attention module of this layer, where there is a model.
-        prompt_tokens: Length of a prompt that comes in several forwards; ``None`` where the first forward is all of it.
-        later: Several tokens in one forward after the prompt are stored as decoded ones are (``append``), or refused.
-    """
-
-    dtype: torch.dtype
-    protocol: Literal["prefill", "streaming"] = "prefill"
-    context: int | None = None
-    chunk_size: int = 1
-    seed: int = 0
-    rope: Rope | None = None
-    artefacts: Mapping[str, Tensor] = field(default_factory=dict)
-    module: nn.Module | None = None
-    prompt_tokens: int | None = None
-    later: Literal["append", "refuse"] = "append"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> LayerContext:
-        """A copy of a layer stands where the layer does, in the same model."""
-        return self
 
 
 @dataclass
@@ -108,20 +72,6 @@ class TokenView:
     def over_groups(self, scores: Tensor) -> Tensor:
         """Mean over the query heads of each KV head: ``[B, Hq, T]`` → ``[B, Hkv, T]``."""
         return torch.unflatten(scores, 1, (self.keys.shape[1], -1)).mean(2)
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A prompt as it is read back, every token in its own place.
-
-    Attributes:
-        keys, values: ``[B, Hkv, T, D]``, zeros where a token is not held.
-        held: ``[B, Hkv, T]``.
-    """
-
-    keys: Tensor
-    values: Tensor
-    held: Tensor
 
 
 def prompt_view(k: Tensor, v: Tensor, scaling: float, observer: Observer, context: LayerContext) -> TokenView:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kvbench.caches.cache import Geometry, decoder_of, use_kvbench_attention
 from kvbench.caches.compat import Cache
-from kvbench.caches.folding import Fold
+from kvbench.caches.fold import Fold
 from kvbench.caches.layer import TaggedLayer
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kvbench.caches.cache import decoder_of
-from kvbench.caches.folding import Fold
+from kvbench.caches.fold import Fold
 
 DECODER_LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 """Layers that are: norm, attention by heads with half-split RoPE, add; norm, gated MLP, add. Nothing scaled, capped or skipped."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.cache import KVCache
-from kvbench.caches.folding import Fold
+from kvbench.caches.fold import Fold
 from kvbench.caches.lowrank import LowRankLayer
 from kvbench.errors import UsageError
 from kvbench.instruments.roofline import folded_difference, weight_bytes

@@ -18,7 +18,7 @@ from kvbench.metrics.stats import median
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kvbench.caches.folding import Fold
+    from kvbench.caches.fold import Fold
     from kvbench.instruments.session import Session
 
 KEPT = "bandwidth"
