@@ -142,10 +142,10 @@ def reading(label: str, size: int = 128, heads: int = 28, kv_heads: int = 4) -> 
     turn = torch.zeros(1, size).bfloat16()
     launch._launch_options = lambda device: OVERLAP
     with recorded() as launches:
-        started = launch.Launch(fused, 64)
+        started = launch.Launch(fused.taken, 64)
         started.step(q[:, :, 0].flatten(1), k[:, :, 0].flatten(1), v[:, :, 0].flatten(1), (turn, turn))
-        if fused.window is not None:
-            started.flush(fused.window)
+        if fused.taken.window is not None:
+            started.flush(fused.taken.window)
     return {one[0].__name__: described(compiled(*one)) for one in launches}
 
 

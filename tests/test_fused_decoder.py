@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvbench.caches.attend import attend
 from kvbench.caches.cache import CacheOptions, Geometry, KVCache, use_kvbench_attention
-from kvbench.caches.folding import Fold
+from kvbench.caches.fold import Fold
 from kvbench.calibration import provide
 from kvbench.errors import UsageError
 from kvbench.fused import weights as merging
@@ -44,6 +44,10 @@ class DenseDouble:
     heads: int
     scaling: float
     fold: Fold | None = None
+
+    @property
+    def taken(self) -> DenseDouble:
+        return self
 
     @property
     def kv_heads(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,7 +107,7 @@ def tokens_of(case: Case, seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 def fused(layer: Any, case: Case, *, kernels: bool) -> FusedLayer:
     """The layer with or without kernels, each with regions of its own."""
     made = fused_layer(layer, torch.zeros(1, dtype=torch.int32, device=DEVICE), RESERVE)
-    made.launch = launch.Launch(made, RESERVE) if kernels else None
+    made.launch = launch.Launch(made.taken, RESERVE) if kernels else None
     return made
 
 
@@ -127,30 +127,29 @@ def check(case: Case, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "split_count", lambda region, *_: max(1, min(case.splits, region.longest // TILE)))
     layer = compressed(case, seed)
     tried, plain = fused(layer, case, kernels=True), fused(layer, case, kernels=False)
-    plain.regions = [to_cpu(region) for region in plain.regions]
-    plain.growing = next(region for region in plain.regions if region.grows)
-    plain.window = to_cpu(plain.window)
-    if plain.window is not None:
-        plain.window.coded = plain.growing
+    taken = tried.taken
+    held = replace(plain.taken, regions=[to_cpu(region) for region in plain.taken.regions], window=to_cpu(plain.taken.window))
+    if held.window is not None:
+        held.window.coded = held.growing
     for rows, cos, sin in tokens_of(case, seed):
-        appended = int(tried.counter)
+        appended = int(taken.counter)
         out = tried.attend_raw(rows, cos, sin).double().cpu()
         q, k, v = (x.unflatten(1, (-1, case.head_dim)) for x in _split(rows.cpu(), case))
         q, k = oracle.turned(q, cos.cpu(), sin.cpu()), oracle.turned(k, cos.cpu(), sin.cpu())
-        if plain.window is None:
-            oracle.append(plain.growing, k, v, appended)
+        if held.window is None:
+            oracle.append(held.growing, k, v, appended)
         else:
-            windows.append(plain.window, k, v, appended)
-        exact = oracle.attend(plain.regions, q.double(), appended + 1, plain.scaling, plain.window).flatten(1)
+            windows.append(held.window, k, v, appended)
+        exact = oracle.attend(held.regions, q.double(), appended + 1, held.scaling, held.window).flatten(1)
         error = float((out - exact).norm() / exact.norm())
         # The mean of n random values shrinks by √n, the rounding of the sums that it is the difference of does not.
         allowed = TOLERANCE[case.dtype] * max(1.0, case.tokens / 128) ** 0.5
         assert error < allowed, f"{case}: {error:.1e}"  # not NaN either
-        tried.counter.add_(1)
-        if plain.window is not None and (plain.window.start + appended + 1) % plain.window.size == 0:
+        taken.counter.add_(1)
+        if held.window is not None and (held.window.start + appended + 1) % held.window.size == 0:
             tried.flush()
-            windows.flush(plain.window, appended + 1)
-    for ours, theirs in zip(tried.regions, plain.regions, strict=True):
+            windows.flush(held.window, appended + 1)
+    for ours, theirs in zip(taken.regions, held.regions, strict=True):
         for mine, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
             assert torch.equal(mine.numbers.cpu(), other.numbers)
             assert mine.scales is None or other.scales is None or torch.equal(mine.scales.cpu(), other.scales)
@@ -191,15 +190,16 @@ def test_a_flush_that_is_tried_ahead_changes_nothing_that_is_read(tokens: int) -
     case = Case("kivi:bits=4", 4, 2, 64, tokens)
     layer = compressed(case, 0)
     tried, untried = fused(layer, case, kernels=True), fused(layer, case, kernels=True)
-    assert tried.window is not None
-    due = -tokens % tried.window.size
-    tried.counter.fill_(due)
+    taken = tried.taken
+    assert taken.window is not None
+    due = -tokens % taken.window.size
+    taken.counter.fill_(due)
     tried.flush()
-    tried.counter.fill_(0)
+    taken.counter.fill_(0)
     for rows, cos, sin in tokens_of(case, 0):
         assert torch.equal(tried.attend_raw(rows, cos, sin), untried.attend_raw(rows, cos, sin))
         for one in (tried, untried):
-            one.counter.add_(1)
+            one.taken.counter.add_(1)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="there is no GPU; the interpreter runs the small cases")
@@ -220,7 +220,7 @@ def test_norms_come_before_the_rotation() -> None:
         theirs = plain.attend_raw(rows, cos, sin, weights[0], weights[1], 1e-6)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         for one in (tried, plain):
-            one.counter.add_(1)
+            one.taken.counter.add_(1)
 
 
 def test_a_step_done_again_leaves_what_one_leaves() -> None:
@@ -232,6 +232,6 @@ def test_a_step_done_again_leaves_what_one_leaves() -> None:
     once.attend_raw(second, cos, sin)
     twice.attend_raw(first, cos, sin)
     twice.attend_raw(second, cos, sin)
-    for ours, theirs in zip(once.regions, twice.regions, strict=True):
+    for ours, theirs in zip(once.taken.regions, twice.taken.regions, strict=True):
         assert torch.equal(ours.keys.numbers, theirs.keys.numbers)
         assert torch.equal(ours.values.numbers, theirs.values.numbers)

@@ -146,7 +146,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch, damage: Callable[[Region], None]) -
 
     def broken(*given: Any) -> Any:
         state = taken_over(*given)
-        damage(state.layers[1].regions[0])
+        damage(state.layers[1].taken.regions[0])
         return state
 
     monkeypatch.setattr(fusing, "fuse", broken)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import e as EULER
 from math import log2
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from kvbench.fused.layout import DENSE as DENSE_BITS
 from kvbench.fused.layout import TILE, Deal, Format
 from kvbench.fused.scratch import multiprocessors, scratch
 from kvbench.fused.storage import Plane, Region
-
-if TYPE_CHECKING:
-    from kvbench.fused.layer import FusedLayer
-    from kvbench.fused.window import Window
+from kvbench.fused.taken import Taken
+from kvbench.fused.window import Window
 
 LOG2_E = log2(EULER)
 
@@ -83,11 +81,11 @@ class Launch:
     """Everything that :meth:`step` starts.
 
     Args:
-        layer: Its regions, heads and scale. reserve: Tokens that will be appended at most.
+        layer: What is stored. reserve: Tokens that will be appended at most.
         tunings: One a region, where others than the fastest known are wanted.
     """
 
-    def __init__(self, layer: FusedLayer, reserve: int, tunings: Sequence[Tuning] = ()) -> None:
+    def __init__(self, layer: Taken, reserve: int, tunings: Sequence[Tuning] = ()) -> None:
         self.layer = layer
         region = layer.growing
         self.device, self.dtype = region.first.device, region.dtype

@@ -7,22 +7,20 @@ Triton kernels store and read; elsewhere plain PyTorch does (:mod:`kvbench.fused
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kvbench.caches.cache import KVCache
-from kvbench.caches.folding import Fold, can_fold
+from kvbench.caches.fold import Fold
+from kvbench.caches.folding import can_fold
 from kvbench.caches.layer import LayerCache
 from kvbench.fused import oracle
 from kvbench.fused import window as windows
-from kvbench.fused.sources import NotFused, Windowed, check, check_together, is_ragged, residual, sources_of, windowed
-from kvbench.fused.storage import Region, region_of
-from kvbench.fused.window import Window, window_of
-
-if TYPE_CHECKING:
-    from kvbench.fused.launch import Launch
+from kvbench.fused.launch import Launch
+from kvbench.fused.sources import NotFused, check, check_together, residual
+from kvbench.fused.taken import Taken, taken_of
 
 __all__ = ["FusedLayer", "FusedState", "NotFused", "fuse"]
 
@@ -31,29 +29,14 @@ class FusedLayer:
     """One layer's stored tokens, and the step that adds one to each row and reads them all.
 
     Attributes:
-        heads, kv_heads, head_dim: Query heads, KV heads, channels of a key.
-        value_dim: Channels of a value: the head size, or the rank where ``fold`` is set.
+        taken: The tokens.
         fold: Projections with a value basis folded in, to be used instead of the module's.
-        regions: What is stored; one of them grows.
-        window: The newest tokens, where they become codes later.
-        counter: int32 ``[1]``, tokens appended so far; shared by all layers, and advanced by who decodes.
+        launch: The kernels, where there is a GPU.
     """
 
-    def __init__(
-        self, layer: LayerCache, regions: Sequence[Region], counter: Tensor, reserve: int, fold: Fold | None, window: Window | None = None
-    ) -> None:  # fmt: skip
-        context = layer.context
-        self.heads, self.kv_heads, self.head_dim = context.heads, context.kv_heads, context.head_dim
-        self.value_dim = regions[0].values.form.width
-        self.scaling, self.fold, self.counter = layer.scaling, fold, counter
-        self.regions = list(regions)
-        self.growing = next(region for region in regions if region.grows)
-        self.window = window
-        self.launch: Launch | None = None
-        if counter.device.type == "cuda":
-            from kvbench.fused.launch import Launch
-
-            self.launch = Launch(self, reserve)
+    def __init__(self, taken: Taken, reserve: int, fold: Fold | None = None) -> None:
+        self.taken, self.fold = taken, fold
+        self.launch = Launch(taken, reserve) if taken.counter.device.type == "cuda" else None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store a token and attend to all.
@@ -78,30 +61,32 @@ class FusedLayer:
             cos, sin: ``[1 or B, R]``, R ≤ D channels of each head are turned.
             q_norm, k_norm: Weights ``[D]`` of RMS norms of each head, before RoPE. eps: Theirs.
         """
-        q, k, v = torch.split(qkv, [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim], 1)
+        held = self.taken
+        q, k, v = torch.split(qkv, [held.heads * held.head_dim, held.kv_heads * held.head_dim, held.kv_heads * held.value_dim], 1)
         if self.launch is not None:
             return self.launch.step(q, k, v, (cos, sin), None if q_norm is None or k_norm is None else (q_norm, k_norm), eps)
-        q, k, v = (torch.unflatten(x, 1, (heads, -1)) for x, heads in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads)))
+        q, k, v = (torch.unflatten(x, 1, (heads, -1)) for x, heads in ((q, held.heads), (k, held.kv_heads), (v, held.kv_heads)))
         if q_norm is not None and k_norm is not None:
             q, k = oracle.normed(q, q_norm, eps), oracle.normed(k, k_norm, eps)
         return self._plain(oracle.turned(q, cos, sin), oracle.turned(k, cos, sin), v)
 
     def _plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        appended = int(self.counter)
-        if self.window is None:
-            oracle.append(self.growing, k, v, appended)
+        held, appended = self.taken, int(self.taken.counter)
+        if held.window is None:
+            oracle.append(held.growing, k, v, appended)
         else:
-            windows.append(self.window, k, v, appended)
-        return oracle.attend(self.regions, q, appended + 1, self.scaling, self.window).flatten(1)
+            windows.append(held.window, k, v, appended)
+        return oracle.attend(held.regions, q, appended + 1, held.scaling, held.window).flatten(1)
 
     def flush(self) -> None:
         """Code the window's newest keys, where there is one; due when as many as it holds have come."""
-        if self.window is None:
+        window = self.taken.window
+        if window is None:
             return
         if self.launch is not None:
-            self.launch.flush(self.window)
+            self.launch.flush(window)
         else:
-            windows.flush(self.window, int(self.counter))
+            windows.flush(window, int(self.taken.counter))
 
 
 class FusedState:
@@ -117,7 +102,7 @@ class FusedState:
 
     def __init__(self, layers: Sequence[FusedLayer], counter: Tensor, seen: int, reserve: int) -> None:
         self.layers, self.counter, self.seen, self.reserve = list(layers), counter, seen, reserve
-        window = self.layers[0].window
+        window = self.layers[0].taken.window
         self.every = None if window is None else window.size
         self.phase = 0 if window is None else window.start % window.size
 
@@ -129,8 +114,7 @@ class FusedState:
     def read_bytes(self) -> int:
         """Bytes of the cache that the next step reads: what is stored, its own token included."""
         appended = int(self.counter) + 1
-        regions = sum(region.read_bytes(appended) for layer in self.layers for region in layer.regions)
-        return regions + sum(layer.window.read_bytes(appended) for layer in self.layers if layer.window is not None)
+        return sum(layer.taken.read_bytes(appended) for layer in self.layers)
 
 
 @torch.inference_mode()
@@ -153,7 +137,7 @@ def fuse(cache: KVCache, runner: Any, reserve: int) -> FusedState:
     counter = torch.zeros(1, dtype=torch.int32, device=device)
     seen, fused = layers[0].seen, []
     for index, layer in enumerate(layers):
-        fold = runner.folds.of(layer) if can_fold_values(layer) else None
+        fold = runner.folds.of(layer) if can_fold(layer) else None
         fused.append(fused_layer(layer, counter, reserve, fold))
         cache.layers[index] = layers[index] = layer = None  # type: ignore[assignment,call-overload]
     return FusedState(fused, counter, seen, reserve)
@@ -175,38 +159,4 @@ def fused_layer(layer: LayerCache, counter: Tensor, reserve: int, fold: Fold | N
     Raises:
         NotFused: it has no kernel.
     """
-    behind = windowed(layer)
-    if behind is not None:
-        coded, window = window_regions(layer, behind, reserve)
-        return FusedLayer(layer, [coded], counter, reserve, fold, window)
-    return FusedLayer(layer, regions_of(layer, reserve), counter, reserve, fold)
-
-
-def window_regions(layer: LayerCache, behind: Windowed, reserve: int) -> tuple[Region, Window]:
-    """What a layer with a dense residual stores: codes, and the window of its newest tokens."""
-    pairs = layer.batch * layer.context.kv_heads
-    coded = region_of([behind.coded], pairs, reserve, grows=True, lag=behind.newest)
-    window = window_of(*behind.dense, behind.size, coded)
-    coded.lag = behind.size
-    return coded, window
-
-
-def regions_of(layer: LayerCache, reserve: int) -> list[Region]:
-    """What a layer stores, in the kernels' layout, with room for ``reserve`` tokens more.
-
-    Raises:
-        NotFused: it has no kernel.
-    """
-    cells = [sources_of(cell) for row in layer.cells for cell in row] if is_ragged(layer) else [sources_of(layer)]
-    pairs = layer.batch * layer.context.kv_heads
-    return [
-        region_of([(cell[i].keys, cell[i].values) for cell in cells], pairs, reserve, grows=source.grows)
-        for i, source in enumerate(cells[0])
-    ]
-
-
-def can_fold_values(layer: LayerCache) -> bool:
-    """Whether values come as coefficients through folded projections."""
-    from kvbench.caches.lowrank import LowRankLayer
-
-    return isinstance(layer, LowRankLayer) and can_fold(layer)
+    return FusedLayer(taken_of(layer, counter, reserve), reserve, fold)

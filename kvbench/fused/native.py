@@ -74,8 +74,8 @@ def _turns(weights: ModelWeights, state: FusedState) -> Tensor:
 
 def _own(weights: LayerWeights, attention: FusedLayer) -> LayerWeights:
     """A layer's weights, with its value basis folded in where it has one."""
-    fold = attention.fold
-    return weights if fold is None else weights.folded(fold, value_rows=attention.kv_heads * attention.head_dim)
+    fold, taken = attention.fold, attention.taken
+    return weights if fold is None else weights.folded(fold, value_rows=taken.kv_heads * taken.head_dim)
 
 
 def _layer(own: LayerWeights, attention: FusedLayer, rows: int, layers: Sequence[LayerWeights]) -> _Layer:

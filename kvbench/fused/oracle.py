@@ -5,6 +5,8 @@ Also how the fused path runs on a CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def read(region: Region, pair: int, appended: int, dtype: torch.dtype) -> tuple[
     return keys, side(region, region.values, start, n, dtype, is_value=True)
 
 
-def attend(regions: list[Region], q: Tensor, appended: int, scaling: float, newest: Window | None = None) -> Tensor:
+def attend(regions: Sequence[Region], q: Tensor, appended: int, scaling: float, newest: Window | None = None) -> Tensor:
     """Queries ``[B, Hq, D]`` over all tokens of all regions → ``[B, Hq, DV]``; softmax in float32 or wider."""
     pairs = len(regions[0].held)
     wide = torch.promote_types(q.dtype, torch.float32)

@@ -56,7 +56,7 @@ Told = list[tuple[list[Codes], list[Codes]]]
 def codes_of(state: FusedState) -> Told:
     """Everything that ``state`` holds as codes now, in the order of :mod:`kvbench.caches.packing`. The state may go on."""
     appended = int(state.counter)
-    coded = [layer.regions[0] for layer in state.layers]  # of two regions the first is the coded one
+    coded = [layer.taken.regions[0] for layer in state.layers]  # of two regions the first is the coded one
     return [(_pairs(region, region.keys, appended, False), _pairs(region, region.values, appended, True)) for region in coded]
 
 

@@ -12,7 +12,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from benching import Column, arguments, closing, option, picked, table
 from kvbench.fused import launch as launching
 from kvbench.fused.layout import TILE, Format
 from kvbench.fused.storage import Plane, Region
+from kvbench.fused.taken import Taken
 from kvbench.instruments.roofline import copy_bandwidth
 
 HEADS, KV_HEADS, SIZE = 28, 4, 128
@@ -58,10 +58,10 @@ def main() -> None:
 def _rows(name: str, limit: float, given: Namespace) -> Iterator[dict[str, Any]]:
     """One format's, read in each way of compiling its kernel."""
     held = _region(FORMATS[name], given.batch, given.context)
-    layer, size = _layer(held), held.read_bytes(1)
+    taken, size = _taken(held), held.read_bytes(1)
     for tuning in _tunings(held, tune=given.tune):
         try:
-            started = launching.Launch(layer, 32, [tuning])
+            started = launching.Launch(taken, 32, [tuning])
             query = torch.randn(given.batch, HEADS * SIZE, device="cuda", dtype=torch.bfloat16)
             times = _seconds(lambda: started.read(query), given.repeats)  # noqa: B023
         except Exception as error:  # a candidate that does not compile is a row, not the end
@@ -73,7 +73,7 @@ def _rows(name: str, limit: float, given: Namespace) -> Iterator[dict[str, Any]]
             "format": name, "tuning": how, "mb": size / 1e6, "parts": started.splits[0], "us": median(times) * 1e6,
             "spread_us": (max(times) - min(times)) * 1e6, "tb_s": rate / 1e12, "of_copy": rate / limit,
         }  # fmt: skip
-    del held, layer
+    del held, taken
     torch.cuda.empty_cache()
 
 
@@ -98,12 +98,8 @@ def _region(forms: tuple[Format, Format], batch: int, context: int) -> Region:
     return Region(first, held, pairs * context, context, True, keys, values, torch.bfloat16)
 
 
-def _layer(held: Region) -> Any:
-    counter = torch.zeros(1, dtype=torch.int32, device="cuda")
-    return SimpleNamespace(
-        heads=HEADS, kv_heads=KV_HEADS, head_dim=SIZE, value_dim=held.values.form.width, scaling=SIZE**-0.5, counter=counter,
-        regions=[held], growing=held, window=None,
-    )  # fmt: skip
+def _taken(held: Region) -> Taken:
+    return Taken(HEADS, KV_HEADS, SIZE, SIZE**-0.5, torch.zeros(1, dtype=torch.int32, device="cuda"), [held])
 
 
 def _seconds(action: Callable[[], Any], repeats: int) -> list[float]:
