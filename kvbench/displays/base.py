@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Literal, Protocol, TextIO
+from typing import Literal, Protocol
 
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
-from kvbench.errors import UsageError
 from kvbench.record.state import RunState
 
 Outcome = Literal["over", "detached", "cancel"]
 """The run is over; the user left and it goes on; the user asked for its end."""
-NAMES = ("auto", "full", "plain", "json", "none")
 
 
 class Display(Protocol):
@@ -35,31 +32,3 @@ def drain(folder: RunFolder) -> Outcome:
     for _ in follow(folder):
         pass
     return "over"
-
-
-def choose(name: str) -> Display:
-    """The display called ``name``; ``auto`` is the dashboard on a terminal and plain lines elsewhere."""
-    if name == "auto":
-        name = "full" if sys.stdout.isatty() and sys.stderr.isatty() and _has_signs(sys.stdout) else "plain"
-    if name == "full":
-        if not _has_signs(sys.stdout):
-            raise UsageError(f"the dashboard is drawn in Unicode, and this terminal is {sys.stdout.encoding}", hint="--display plain")
-        from kvbench.displays.full import Full
-
-        return Full()
-    if name == "json":
-        from kvbench.displays.json import Json
-
-        return Json()
-    if name == "none":
-        from kvbench.displays.none import Nothing
-
-        return Nothing()
-    from kvbench.displays.plain import Plain
-
-    return Plain()
-
-
-def _has_signs(stream: TextIO) -> bool:
-    """Whether blocks and braille can be written to it."""
-    return (stream.encoding or "utf-8").lower().replace("-", "").startswith("utf")
