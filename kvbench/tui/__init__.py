@@ -7,10 +7,8 @@ and can come and go. Textual is imported when a dashboard is opened, not before.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-Outcome = Literal["finished", "detached", "cancel"]
-"""How a dashboard was left: after the run's end, while it goes on, or asking for its end."""
+from kvbench.tui.outcome import Outcome
 
 
 def run_dashboard(folder: Path, *, live: bool) -> Outcome:

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
-from textual.app import SystemCommand
+from textual.app import App, SystemCommand
 
 from kvbench.tui.plots import PLOTS
 from kvbench.tui.table import MethodTable
 
-if TYPE_CHECKING:
-    from kvbench.tui.app import Dashboard
+FIGURES = (
+    ("Next figure", "The next heat map or table of the run's evaluators", "figure"),
+    ("Previous figure", "The heat map or table before", "figure(-1)"),
+    ("Baseline's heat map", "The baseline's in place of the selected method's, and back", "baseline"),
+)
+PANELS = (
+    ("Next theme", "Night, paper, ember", "next_theme"),
+    ("Details", "Show or hide the selected method's details", "details"),
+    ("Log", "Show or hide the log", "log"),
+    ("Replay", "Show an ended run again in time-lapse", "replay"),
+    ("Help", "Keys, columns and signs", "help"),
+)
+"""Title, meaning, and the action that a key may have too."""
 
 
-def commands(app: Dashboard) -> Iterator[SystemCommand]:
+def commands(app: App[Any], table: MethodTable) -> Iterator[SystemCommand]:
     """Plots, sort orders and panels by name."""
-    for name, plot in PLOTS.items():
-        yield SystemCommand(f"Plot: {plot.title}", "Show this plot", partial(app.action_plot, name))
-    yield SystemCommand("Next figure", "The next heat map or table of the run's evaluators", partial(app.action_figure, 1))
-    yield SystemCommand("Previous figure", "The heat map or table before", partial(app.action_figure, -1))
-    yield SystemCommand("Baseline's heat map", "The baseline's in place of the selected method's, and back", app.action_baseline)
-    table = app.query_one(MethodTable)
+    plots = [(f"Plot: {plot.title}", "Show this plot", f"plot('{name}')") for name, plot in PLOTS.items()]
+    yield from (_acting(app, *each) for each in (*plots, *FIGURES))
     for column in table.sortable:
         yield SystemCommand(f"Sort by {column.title}", column.meaning, partial(table.sort_by, column.key))
     yield SystemCommand("Sort in the plan's order", "As the run goes through the methods", partial(table.sort_by, None))
-    yield SystemCommand("Next theme", "Night, paper, ember", app.action_next_theme)
-    yield SystemCommand("Details", "Show or hide the selected method's details", app.action_details)
-    yield SystemCommand("Log", "Show or hide the log", app.action_log)
-    yield SystemCommand("Replay", "Show an ended run again in time-lapse", app.action_replay)
-    yield SystemCommand("Help", "Keys, columns and signs", app.action_help)
+    yield from (_acting(app, *each) for each in PANELS)
+
+
+def _acting(app: App[Any], title: str, meaning: str, action: str) -> SystemCommand:
+    return SystemCommand(title, meaning, partial(app.run_action, action))
