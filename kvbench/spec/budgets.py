@@ -10,12 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from kvbench.errors import UsageError
-
-if TYPE_CHECKING:
-    from kvbench.spec import ParamValue
+from kvbench.spec.values import ParamValue
 
 TOLERANCE = 0.02
 """Share of the budget by which stored bytes may miss it, either way."""
