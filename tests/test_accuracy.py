@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kvbench.metrics import accuracy, stats
+from kvbench.metrics import accuracy, bootstrap, stats
 from kvbench.metrics.accuracy import BOOTSTRAP, MCNEMAR, STUDENT, WILSON, accuracies, corrected, measured, notes, table
 
 DRAW = random.Random(7)
@@ -119,8 +119,8 @@ def test_bootstrap_at_its_edges() -> None:
 def test_bootstrap_is_the_same_each_time_and_however_it_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = ([DRAW.random() for _ in range(40)] for _ in range(2))
     found = stats.paired_bootstrap(a, b)
-    stats._bootstrap.cache_clear()
-    monkeypatch.setattr(stats, "_KEPT_COUNTS", 0)
+    bootstrap._bootstrap.cache_clear()
+    monkeypatch.setattr(bootstrap, "_KEPT_COUNTS", 0)
     assert stats.paired_bootstrap(a, b) == found
     assert stats.paired_bootstrap(a, b, seed=1) != found
 

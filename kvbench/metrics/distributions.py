@@ -69,7 +69,7 @@ def _beta_regularised(x: float, rest: float, a: float, b: float) -> float:
 
 
 def _beta_fraction(x: float, a: float, b: float) -> float:
-    """The continued fraction of the incomplete beta, evaluated by Lentz's method (Numerical Recipes 6.4)."""
+    """The continued fraction of the incomplete beta, evaluated by Lentz's method (Numerical Recipes §6.4)."""
     tiny = 1e-300
     c, d = 1.0, 1.0 / (1.0 - (a + b) * x / (a + 1.0) or tiny)
     value = d

@@ -26,7 +26,7 @@ def agreement(own: Sequence[int], reference: Sequence[int]) -> float:
 def repetition(tokens: Sequence[int], n: int = GRAM) -> float | None:
     """seq-rep-n: 1 − distinct n-grams ÷ n-grams, 0 without any repetition; ``None`` where the text is shorter than one n-gram.
 
-    Source: Welleck et al. (2020), "Neural text generation with unlikelihood training", 6 (repetition metrics).
+    Source: Welleck et al. (2020), "Neural text generation with unlikelihood training", §6 (repetition metrics).
     """
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else None
