@@ -165,7 +165,7 @@ def test_the_residual_step_makes_inner_products_unbiased(bits: int) -> None:
 
 
 def test_without_it_one_bit_shrinks_inner_products() -> None:
-    """3.2: by 2/π in high dimensions; here by d · c² with the exact centroid c."""
+    """§3.2: by 2/π in high dimensions; here by d · c² with the exact centroid c."""
     error, shrunk = errors(1, residual=False), DIM * lloyd_max(DIM, 1)[1] ** 2
     assert shrunk == pytest.approx(2 / pi, abs=0.03)
     bias = error - (shrunk - 1) * 0.6

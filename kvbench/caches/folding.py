@@ -2,7 +2,7 @@
 
 With ``W_v`` of a head group and its basis ``B`` (``v = W_v x``, ``c = Bᵀ v``, ``o = W_o [Σ p B c]``), the module computes
 ``(Bᵀ W_v) x`` and ``(W_o B) Σ p c`` instead: coefficients come out of the value projection and go into the output
-projection (Palu, arXiv 2407.21118, 3.1, folds the output side; its latent is the value side). In a deployment the
+projection (Palu, arXiv 2407.21118, §3.1, folds the output side; its latent is the value side). In a deployment the
 folded weights replace the module's own and are smaller; here they are swapped in while tokens pass, and the model is
 left as it was.
 """

@@ -159,7 +159,7 @@ class OrthogonalLayer(LowRankLayer):
 class PaluLayer(OrthogonalLayer):
     """Keys before RoPE and values as coefficients of head groups; keys are rebuilt and rotated as they are read.
 
-    Palu, arXiv 2407.21118, 3.1, 3.2 and 3.4: ``k̂ = RoPE(c B + b)`` at the token's own position, and the values' basis
+    Palu, arXiv 2407.21118, §3.1, §3.2 and §3.4: ``k̂ = RoPE(c B + b)`` at the token's own position, and the values' basis
     left to the output projection. A projection's bias b is no part of what is decomposed. Tokens are held from the
     first on, so that a token's position is its place.
     """

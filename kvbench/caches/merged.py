@@ -1,6 +1,6 @@
 """Fewer layers: two neighbouring layers share the directions of their prompt's keys and values.
 
-MiniCache, arXiv 2405.14366, 4. A state is its magnitude times its direction; a pair of layers keeps both
+MiniCache, arXiv 2405.14366, §4. A state is its magnitude times its direction; a pair of layers keeps both
 magnitudes, one direction between the two, and both states of the tokens whose directions lie too far apart.
 """
 

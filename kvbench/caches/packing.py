@@ -1,7 +1,7 @@
 """Codes of 2, 3, 4 and 8 bits: packed bytes, and the numbers they stand for.
 
 Affine quantisation of a group: ``x̂ = code · scale + zero`` with ``scale = (max − min) / (2^bits − 1)``
-and ``zero = min`` (asymmetric; KIVI, arXiv 2402.02750, 2), or ``zero = 0`` and codes centred on
+and ``zero = min`` (asymmetric; KIVI, arXiv 2402.02750, §2), or ``zero = 0`` and codes centred on
 ``2^(bits−1)`` with ``scale = max|x| / (2^(bits−1) − 1)`` (symmetric). Scale and zero point are rounded
 to the format in which they are stored *before* the codes are chosen, so that the error of that
 rounding is not added to the codes' own.

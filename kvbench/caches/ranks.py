@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PAPER_GROUP = 4
-"""KV heads that Palu decomposes together (arXiv 2407.21118, 4.1)."""
+"""KV heads that Palu decomposes together (arXiv 2407.21118, §4.1)."""
 _DUST = 1e-12
 """A share that is reached to within rounding is reached."""
 

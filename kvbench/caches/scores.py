@@ -18,7 +18,7 @@ def certain(scores: Tensor, where: Tensor) -> Tensor:
 def window_votes(tokens: TokenView, window: int, kernel: int) -> Tensor:
     """Attention of the last ``window`` queries, averaged over them and the query group, then over ``kernel`` neighbours.
 
-    SnapKV, arXiv 2404.14469, 4. The window itself scores highest. Pooling pads with zeros and always
+    SnapKV, arXiv 2404.14469, §4. The window itself scores highest. Pooling pads with zeros and always
     divides by ``kernel``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A small model of a token's worth, read off its hidden state (KVzap, arXiv 2601.07891, 3)."""
+"""A small model of a token's worth, read off its hidden state (KVzap, arXiv 2601.07891, §3)."""
 
 from __future__ import annotations
 

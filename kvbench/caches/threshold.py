@@ -1,6 +1,6 @@
 """Eviction by threshold: a token that has left the sliding window stays if its score says so, in each KV head by itself.
 
-Dynamic Memory Sparsification (arXiv 2506.05345, inference) as KVzap uses it (arXiv 2601.07891, 3). The query at
+Dynamic Memory Sparsification (arXiv 2506.05345, inference) as KVzap uses it (arXiv 2601.07891, §3). The query at
 position i sees token j ≤ i if i − j ≤ window or score(j) ≥ threshold: the newest ``window`` tokens stored before it, and
 itself, are never dropped (kvpress 0.5.5, ``DMSPress``, tests what has left the window after a token's own attention).
 """

@@ -4,7 +4,7 @@ Names are ``SIDE_KIND`` or ``SIDE_KIND/g``, for bases shared by groups of g KV h
 and the model allow).
 
 Sides: ``value`` and ``key`` as the cache gets them (keys after RoPE); ``projected_value`` and ``projected_key`` as the
-projections' weights give them, before RoPE and before the bias, which is what Palu (arXiv 2407.21118, 3.1) decomposes.
+projections' weights give them, before RoPE and before the bias, which is what Palu (arXiv 2407.21118, §3.1) decomposes.
 Kinds: ``pca`` ``[G, g·D, g·D]``, orthonormal columns, the largest eigenvalue first; ``spectra`` ``[L, G, g·D]``, those
 eigenvalues for all layers; ``random`` ``[G, g·D, g·D]``, an orthonormal draw.
 

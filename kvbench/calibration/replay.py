@@ -1,4 +1,4 @@
-"""What each token of a prompt is worth when the model repeats the prompt: the KVzip+ score (KVzap, arXiv 2601.07891, 3).
+"""What each token of a prompt is worth when the model repeats the prompt: the KVzip+ score (KVzap, arXiv 2601.07891, §3).
 
 The model reads ``[prompt] Repeat the previous context exactly. [prompt]``. In the log domain, for KV head h and token i,
 

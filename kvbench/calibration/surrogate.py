@@ -1,4 +1,4 @@
-"""Surrogates of KVzap (arXiv 2601.07891, 3): calibrated here, or NVIDIA's published weights. One file a model and kind.
+"""Surrogates of KVzap (arXiv 2601.07891, §3): calibrated here, or NVIDIA's published weights. One file a model and kind.
 
 Names are ``surrogate:WHICH/PART``, the parts those of :mod:`kvbench.caches.surrogate`. WHICH is ``linear`` (ridge
 regression), ``mlp`` (two layers), or the hub id or folder of published weights: safetensors that hold

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ExpectedAttention(Eviction):
     """Queries before RoPE are taken as Gaussian; the score is the softmax of the expected logits' exponent.
 
-    Devoto et al., arXiv 2510.00636, 3: with μ, Σ the mean and covariance of the queries before RoPE and R̄
+    Devoto et al., arXiv 2510.00636, §3: with μ, Σ the mean and covariance of the queries before RoPE and R̄
     the rotation averaged over the next ``n_future_positions``, a key's logit is
     ``k·R̄μ/√d + kᵀ R̄ΣR̄ᵀ k / 2d``; the softmax over all tokens but the sinks is averaged over the query
     heads of a group and multiplied by the value's norm. The first ``n_sink`` tokens enter neither the

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeyDiff(Eviction):
-    """Scores a token by minus the cosine of its key with the mean of all normalised keys (Park et al., arXiv 2504.15364, 3).
+    """Scores a token by minus the cosine of its key with the mean of all normalised keys (Park et al., arXiv 2504.15364, §3).
 
     The paper evicts block by block while the prompt is read. Here, as in kvpress, a prompt is cut once;
     ``--protocol streaming`` with ``--chunk-size`` gives the block-wise form, the mean then being that of the kept keys.

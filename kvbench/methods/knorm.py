@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KNorm(Eviction):
-    """Scores a token by minus the L2 norm of its key (Devoto et al., arXiv 2406.11430, 3).
+    """Scores a token by minus the L2 norm of its key (Devoto et al., arXiv 2406.11430, §3).
 
     Repeated tokens have keys of equal norm in the first layer; which of them stays at the cut is rounding,
     and may differ between devices and implementations (ties go to the later token here).

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KVzap(Method):
-    """Thresholded eviction in each KV head, while decoding too (Jégou and Jeblick, arXiv 2601.07891, 3).
+    """Thresholded eviction in each KV head, while decoding too (Jégou and Jeblick, arXiv 2601.07891, §3).
 
     A surrogate predicts from a token's hidden state the logarithm of its KVzip+ score: the largest attention it gets
     when the model repeats the prompt, times the norm of what it then writes, over the asking token's norm. A token

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LagKV(Eviction):
-    """Ranks the tokens of a partition by their spread over channels on the scale of the next one (Liang et al., arXiv 2504.04704, 2).
+    """Ranks the tokens of a partition by their spread over channels on the scale of the next one (Liang et al., arXiv 2504.04704, §2).
 
     After ``n_sink`` tokens come partitions of ``lag_size``. Keys, and likewise values, are scaled channel by
     channel to the minimum and maximum of the partition that follows; a token's worth is the softmax over its

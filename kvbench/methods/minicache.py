@@ -20,7 +20,7 @@ DUST = 1e-9
 
 @dataclass(frozen=True)
 class MiniCache(Method):
-    """Merges adjacent layers from ``start`` upwards in pairs: one direction, two magnitudes (Liu et al., arXiv 2405.14366, 4).
+    """Merges adjacent layers from ``start`` upwards in pairs: one direction, two magnitudes (Liu et al., arXiv 2405.14366, §4).
 
     Directions by spherical interpolation (Eq. 3); a token whose angular distance between the two layers is
     within ``gamma`` of the range of distances below the largest stays unmerged in both. Keys and values are

@@ -21,10 +21,10 @@ BITS = (0, 2, 3, 4, 8)
 class Palu(Method):
     """Low-rank latents of groups of KV heads, keys rebuilt and rotated as they are read (Chang et al., arXiv 2407.21118).
 
-    The paper decomposes the projections' weights by an SVD whitened with the calibration text's inputs (3.1, G-LRD of
-    3.2); that is the PCA of the projections' outputs about zero, which is what is computed here. Its search of ranks
-    by Fisher information (3.3) is replaced by ``energy`` with ``per_layer``. ``bits`` quantises each token's latent
-    after a Hadamard rotation that is part of the basis (3.4); 3 and 2 are the paper's.
+    The paper decomposes the projections' weights by an SVD whitened with the calibration text's inputs (§3.1, G-LRD of
+    §3.2); that is the PCA of the projections' outputs about zero, which is what is computed here. Its search of ranks
+    by Fisher information (§3.3) is replaced by ``energy`` with ``per_layer``. ``bits`` quantises each token's latent
+    after a Hadamard rotation that is part of the basis (§3.4); 3 and 2 are the paper's.
     The prompt's own attention is uncompressed in the ``prefill`` protocol; ``streaming`` is what the paper's model does.
     """
 

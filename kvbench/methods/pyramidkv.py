@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PyramidKV(Eviction):
-    """SnapKV's score with budgets that fall linearly from the first layer to the last (Cai et al., arXiv 2406.02069, 4).
+    """SnapKV's score with budgets that fall linearly from the first layer to the last (Cai et al., arXiv 2406.02069, §4).
 
     The mean over layers is n·(1 − ratio) tokens. The last layer keeps 1/``beta`` of that and the first as much
     above it; where the first would keep more than all but the window, it keeps just those and the last one

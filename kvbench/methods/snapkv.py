@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SnapKV(Eviction):
-    """Attention of an observation window, averaged and pooled along the sequence (Li et al., arXiv 2404.14469, 4).
+    """Attention of an observation window, averaged and pooled along the sequence (Li et al., arXiv 2404.14469, §4).
 
     The window itself is always kept. Pooling is an average over ``kernel`` neighbours with zeros beyond
     the ends, as in kvpress (the paper pools by maximum or average). A prompt no longer than the window

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StreamingLLM(Eviction):
-    """Keeps the first ``n_sink`` tokens and the newest (Xiao et al., arXiv 2309.17453, 3.2).
+    """Keeps the first ``n_sink`` tokens and the newest (Xiao et al., arXiv 2309.17453, §3.2).
 
     Kept keys keep their RoPE positions; the paper renumbers them inside the cache. As in kvpress, the
     prompt is cut once and the cache then grows; under ``--protocol streaming`` the window slides.

@@ -21,7 +21,7 @@ DUST = 1e-9
 
 @dataclass(frozen=True)
 class ThinK(Method):
-    """Keeps the key channels with the largest ‖q channel‖ · ‖k channel‖, for each KV head (Xu et al., arXiv 2407.21018, 3).
+    """Keeps the key channels with the largest ‖q channel‖ · ‖k channel‖, for each KV head (Xu et al., arXiv 2407.21018, §3).
 
     Queries are the prompt's last ``window``, of all query heads that share the KV head; keys are all of the
     prompt's. Stored are the kept channels of the prompt's keys and their indices; the prompt's newest ``recent``

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TOVA(Eviction):
-    """Attention of the newest query, averaged over all heads of the layer (Oren et al., arXiv 2401.06104, 3.2).
+    """Attention of the newest query, averaged over all heads of the layer (Oren et al., arXiv 2401.06104, §3.2).
 
     The newest token is always kept, and all KV heads of a layer keep the same tokens. The paper evicts at
     every step, which is ``--protocol streaming``; by default the prompt is cut once, as in kvpress.

@@ -23,7 +23,7 @@ class TurboQuant(Method):
     bits goes to the signs of a Gaussian sketch of what the codes leave, which makes inner products unbiased.
 
     ``bits`` sets both ``k_bits`` and ``v_bits``; 0 in either means ``bits``. Every token is quantised as it comes, the
-    generated ones too (4.3). Where the paper is silent: it does not say which algorithm keys and values take. By default
+    generated ones too (§4.3). Where the paper is silent: it does not say which algorithm keys and values take. By default
     keys, which are read through inner products, take Algorithm 2, and values, which are averaged, take Algorithm 1.
     Its 2.5 and 3.5 bits split off outlier channels, but it gives no rule to find them, so there is no such split here:
     ``k_bits=3,v_bits=2`` and ``k_bits=4,v_bits=3`` spend as many bits. Keys are coded as the cache holds them, RoPE
