@@ -83,7 +83,7 @@ def _artefacts(model: Any, geometry: Geometry, method: Method, tokens: torch.Ten
     """What ``method`` reads; of the default text, kept with the model for its next caches."""
     from kvbench.caches.cache import embeddings_of
     from kvbench.calibration import provide
-    from kvbench.calibration.text import calibration_tokens
+    from kvbench.calibration.excerpt import calibration_tokens
     from kvbench.models.weights import silent
     from kvbench.texts.tokens import reader_of
 

@@ -157,7 +157,7 @@ def test_a_config_that_is_read_as_it_stands_says_what_transformers_would(
     """A file with no more than the keys that are asked for, beside transformers' reading of it."""
     from transformers import AutoConfig
 
-    from kvbench.models.outline import check_attention, outline_of
+    from kvbench.models.unloaded import check_attention, outline_of
 
     sizes = {key: QWEN.get(key, 64) for key in (*COMMON, *FAMILIES[family])} | {"model_type": family}
     if "sliding_window" in sizes:

@@ -16,7 +16,7 @@ from kvbench.budgeting.expected import expected_bytes
 from kvbench.caches.cache import Geometry, decoder_of, use_kvbench_attention
 from kvbench.caches.ranks import heads_in_group, rank_by_energy
 from kvbench.calibration import provide, stand_ins
-from kvbench.calibration.files import load_tensors
+from kvbench.calibration.artefacts import load_tensors
 from kvbench.errors import ModelError
 from kvbench.methods.base import resolve
 from kvbench.models.shape import Shape, shape_of
@@ -175,7 +175,7 @@ def test_other_files_are_refused_by_name_and_content(name: str, says: str, tmp_p
 
 
 def test_a_safetensors_file_whose_header_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
-    from kvbench.calibration.files import save_tensors
+    from kvbench.calibration.artefacts import save_tensors
 
     for pad in range(120):  # header lengths pass 0x80 in their first byte
         save_tensors(tmp_path / "a.safetensors", {"x" * (pad + 1): torch.ones(2)}, WEIGHTS)
@@ -258,7 +258,7 @@ def test_a_dry_run_shows_that_bytes_are_not_known() -> None:
 
 
 def test_the_default_text_is_calibrated_on_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvbench.calibration.text.calibration_tokens", lambda *_: TEXT)
+    monkeypatch.setattr("kvbench.calibration.excerpt.calibration_tokens", lambda *_: TEXT)
     monkeypatch.setattr("kvbench.api._tokenizer_of", lambda _: None)
     passes: list[int] = []
     decoder_of(model).register_forward_pre_hook(lambda *_: passes.append(1))

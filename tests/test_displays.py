@@ -12,7 +12,7 @@ from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
 from kvbench.displays import figures as displayed
 from kvbench.displays import table
-from kvbench.displays.choice import NAMES, choose
+from kvbench.displays.choosing import NAMES, choose
 from kvbench.displays.full import Full
 from kvbench.displays.json import Json
 from kvbench.displays.plain import Plain

@@ -19,7 +19,7 @@ from kvbench.caches.cache import CacheOptions, Geometry, KVCache, use_kvbench_at
 from kvbench.caches.fold import Fold
 from kvbench.calibration import provide
 from kvbench.errors import UsageError
-from kvbench.fused import weights as merging
+from kvbench.fused import merged_weights as merging
 from kvbench.fused.decoder import Form, FusedDecoder
 from kvbench.fused.graph import HostSync
 from kvbench.fused.layer import fuse

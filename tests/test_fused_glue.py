@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.errors import UnsupportedModel
-from kvbench.fused import choice, glue, plain
+from kvbench.fused import choice, glue, plain_step
 from kvbench.fused.kernels import glue as kernels
 from kvbench.fused.kernels import linear as products
 from kvbench.fused.kernels.linear import Tile
@@ -177,7 +177,7 @@ def test_add_norm(dtype: torch.dtype, has_delta: bool) -> None:
     stream, delta = draw(3, 77, dtype=dtype), draw(3, 77, dtype=dtype, seed=1) if has_delta else None
     weight = draw(77, dtype=dtype, seed=2)
     plain_stream = stream.clone()
-    expected = plain.add_norm(plain_stream, delta, weight, EPS)
+    expected = plain_step.add_norm(plain_stream, delta, weight, EPS)
     found = kernels.add_norm(stream, delta, weight, EPS)
     assert torch.equal(stream, plain_stream)
     assert_close(found, expected.double())
@@ -185,14 +185,14 @@ def test_add_norm(dtype: torch.dtype, has_delta: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # whose infinity is wanted: the gate is then 0
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", list(plain.ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(plain_step.ACTIVATIONS))
 def test_gated(dtype: torch.dtype, activation: str) -> None:
     """Over more than one block, large and negative gates included; the plain form's GELU, in float32, cancels far below zero."""
     gate_up = draw(3, 2 * 1100, dtype=dtype) * 4
     gate_up[0, :2] = torch.tensor([80.0, -80.0])
     found, expected = kernels.gated(gate_up, activation), exact_gate(gate_up, activation, dtype)
     assert_close(found, expected)
-    assert (plain.gated(gate_up, activation).double() - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
+    assert (plain_step.gated(gate_up, activation).double() - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -219,7 +219,7 @@ def test_operations_on_the_cpu_are_plain(rows: int) -> None:
     """Each operation equals its formula, whatever rows it was made for, and says which way it takes."""
     dtype = torch.float64
     x, weight, bias, norm = draw(rows, 96, dtype=dtype), draw(78, 96, dtype=dtype), draw(78, dtype=dtype), draw(96, dtype=dtype)
-    wide = plain.rms_norm(x, norm, EPS)
+    wide = plain_step.rms_norm(x, norm, EPS)
     linear = glue.linear_for(weight, bias, 1)
     assert linear.choice.name == glue.LIBRARY
     assert torch.allclose(linear(x), x @ weight.T + bias)

@@ -16,7 +16,7 @@ from kvbench.models import shape, sources, store
 from kvbench.models.gguf import gguf_config
 from kvbench.models.gguf.convert import convert
 from kvbench.models.gguf.header import decimal
-from kvbench.models.gguf.reading import read_header
+from kvbench.models.gguf.header_reading import read_header
 from kvbench.models.gguf.rope import llama3_rule, wavelengths
 from kvbench.models.weights import silent
 from kvbench.spec import ModelSpec

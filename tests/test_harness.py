@@ -13,8 +13,8 @@ import pytest
 from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.harness import index, mirrors
 from kvbench.harness.index import Entry, check_names, folders_of, index_of, leaves
-from kvbench.harness.loading import DEFAULT_TASKS, at_hand, check_data, load_tasks, spread
 from kvbench.harness.requests import plain, questions_of
+from kvbench.harness.task_loading import DEFAULT_TASKS, at_hand, check_data, load_tasks, spread
 from kvbench.models.weights import silent
 
 GSM8K = [{"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(8)]

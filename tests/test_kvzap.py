@@ -19,8 +19,8 @@ from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.surrogate import part_names, surrogate_scores
 from kvbench.caches.threshold import EVERY, SurrogateHeads
-from kvbench.calibration import provide, surrogate
-from kvbench.calibration.files import save_tensors
+from kvbench.calibration import provide, surrogate_weights
+from kvbench.calibration.artefacts import save_tensors
 from kvbench.calibration.regression import NormalEquations, best_strength, fit_network, spread
 from kvbench.calibration.replay import cut, output_blocks, replay, targets
 from kvbench.calibration.source import Source
@@ -290,13 +290,13 @@ def asked(source: Source, which: str) -> dict[str, Any]:
 def test_what_was_calibrated_is_kept_and_read_again(tiny: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     first = asked(tiny, "linear")
     assert [tuple(t.shape) for t in first[f"{NAME}/w1"]] == [(2, 96)] * 4
-    monkeypatch.setattr(surrogate, "calibrate", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr(surrogate_weights, "calibrate", lambda *_: pytest.fail("calibrated again"))
     second = asked(tiny, "linear")
     assert all(torch.equal(a, b) for name in first for a, b in zip(first[name], second[name], strict=True))
 
 
 def test_a_calibration_of_other_weights_is_refused(tiny: Source) -> None:
-    file = surrogate.kept_file("linear", tiny)
+    file = surrogate_weights.kept_file("linear", tiny)
     assert file is not None
     save_tensors(file, {}, "b" * 64)
     with pytest.raises(ModelError, match="was made for other weights"):
@@ -304,7 +304,7 @@ def test_a_calibration_of_other_weights_is_refused(tiny: Source) -> None:
 
 
 def test_held_out_tokens_are_told_of(tiny: Source) -> None:
-    found = surrogate.calibrate("linear", tiny)
+    found = surrogate_weights.calibrate("linear", tiny)
     assert (found.kind, found.tokens, found.held_out) == ("linear", 7 * 64, 64)
     assert found.r2 is not None
     assert found.r2.shape == (4, 2)
@@ -410,7 +410,7 @@ def test_calibrate_prints_r2_and_keeps_what_runs_read(
     assert "R²" in out
     assert "mlp: learnt from 448 tokens, tested on 64 others" in out
     assert "kvbench run --methods kvzap:surrogate=mlp" in err
-    file = surrogate.kept_file("mlp", tiny)
+    file = surrogate_weights.kept_file("mlp", tiny)
     assert file is not None
     assert file.is_file()
 

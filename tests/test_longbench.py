@@ -15,9 +15,9 @@ from kvbench.evaluators.base import build
 from kvbench.evaluators.longbench import LongBench
 from kvbench.figures import Table
 from kvbench.harness.encoding import Ask
-from kvbench.harness.loading import load_tasks
-from kvbench.harness.longbench import MiddleEncoder, harness_name, middle, own_metrics
+from kvbench.harness.longbench_tasks import MiddleEncoder, harness_name, middle, own_metrics
 from kvbench.harness.requests import Question, questions_of, score
+from kvbench.harness.task_loading import load_tasks
 from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, RunSpec
 
@@ -184,7 +184,7 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 
 def test_metrics_that_are_not_installed_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvbench.harness.longbench.METRICS", ("no_such_package",))
+    monkeypatch.setattr("kvbench.harness.longbench_tasks.METRICS", ("no_such_package",))
     spec = spec_of(tmp_path, subsets="qasper")
     with pytest.raises(UsageError, match="no_such_package") as told:
         evaluator_of(spec).check(spec)

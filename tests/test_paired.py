@@ -14,8 +14,8 @@ from kvbench.compare.judge import Finding, judge
 from kvbench.compare.thresholds import Threshold, check
 from kvbench.evaluators.base import Measured
 from kvbench.evaluators.perplexity import Perplexity
-from kvbench.harness.scores import Metric
 from kvbench.harness.tables import _measured, _paired
+from kvbench.harness.task_scores import Metric
 from kvbench.metrics.accuracy import accuracies, corrected, measured
 from kvbench.metrics.paired import ALPHA, BOOTSTRAP, MCNEMAR, SIGN, STUDENT, kind_of, paired, shared
 from tests.test_evaluators import record

@@ -60,7 +60,7 @@ def test_each_preset_is_a_whole_question(name: str) -> None:
 def test_each_config_builds_the_published_model(name: str) -> None:
     from transformers import AutoConfig
 
-    from kvbench.models.outline import check_attention, outline_of
+    from kvbench.models.unloaded import check_attention, outline_of
 
     plain = build(presets.read_preset(name))["model"].config
     config = AutoConfig.for_model(**plain)

@@ -17,7 +17,7 @@ from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
 from kvbench.caches.needs import Needs
-from kvbench.caches.scores import best_over_heads
+from kvbench.caches.token_scores import best_over_heads
 from kvbench.calibration import stand_ins
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.tiny import make_tiny_model

@@ -24,8 +24,8 @@ from kvbench.record import results
 from kvbench.record.state import MethodState, RunState
 from kvbench.report import FORMATS, build, write
 from kvbench.report.colours import RAMP, fill, ink
+from kvbench.report.command import command_of
 from kvbench.report.content import Point
-from kvbench.report.question import command_of
 from kvbench.report.scatter import frontier, scatter
 from kvbench.report.text import draw_grids, draw_table, goodness, shade, written
 from kvbench.spec import MethodSpec, RunSpec

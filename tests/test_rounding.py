@@ -21,7 +21,7 @@ from kvbench.compare.thresholds import Threshold, check
 from kvbench.evaluators.base import Measured, Summary, UnitContext
 from kvbench.evaluators.perplexity import Perplexity
 from kvbench.instruments.protocol import Runner
-from kvbench.instruments.rounding import EVERY, PIECES, SINGLY, movement, prefill, scored_again
+from kvbench.instruments.reshaped import EVERY, PIECES, SINGLY, movement, prefill, scored_again
 from kvbench.instruments.scoring import TokenScores
 from kvbench.instruments.session import Session
 from kvbench.methods.base import METHODS, expand, resolve

@@ -18,7 +18,7 @@ from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.evaluators.base import build
 from kvbench.evaluators.ruler import LLAMA2_AT_4K, Ruler, effective_context
 from kvbench.figures import Grid, Table
-from kvbench.harness.ruler import DoesNotFit, Made, Supplies, make
+from kvbench.harness.ruler_samples import DoesNotFit, Made, Supplies, make
 from kvbench.harness.ruler_tasks import Cell, check_tasks, questions_of_made, score_of, sentence_splitter
 from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, MethodSpec, RunSpec

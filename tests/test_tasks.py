@@ -21,8 +21,8 @@ from kvbench.evaluators.tasks import IN_A_UNIT, SHARDS, Tasks
 from kvbench.figures import Table
 from kvbench.harness.answering import reply
 from kvbench.harness.encoding import Encoder
-from kvbench.harness.loading import load_tasks
 from kvbench.harness.requests import Question
+from kvbench.harness.task_loading import load_tasks
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.session import Session
 from kvbench.instruments.tiny import make_tiny_model

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvbench.caches.context import LayerContext
 from kvbench.caches.heads import by_group, by_head
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.ledger import Part
 from kvbench.caches.packing import Scheme
 from kvbench.caches.ranks import rank_by_energy, side_name

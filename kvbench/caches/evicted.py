@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvbench.caches.buffers import BLOCK, TokenBuffer, gather_tokens
 from kvbench.caches.checked import SPOILT, Watch, checked_count, checked_index, checked_scores
-from kvbench.caches.context import LayerContext
 from kvbench.caches.dense import DenseLayer
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.ledger import Part
 from kvbench.caches.marks import differ, marks
 from kvbench.caches.needs import Needs

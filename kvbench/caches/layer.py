@@ -14,12 +14,12 @@ from torch import Tensor
 
 from kvbench.caches.attend import causal
 from kvbench.caches.checked import Watch
-from kvbench.caches.context import LayerContext
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.ledger import ByteLedger, Part, ledger_of
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
+from kvbench.caches.open_prompt import OpenPrompt, announced, refused
 from kvbench.caches.padded import is_padded, row_by_row, skipped
-from kvbench.caches.prompts import OpenPrompt, announced, refused
 from kvbench.caches.restored import Restored
 from kvbench.caches.storing import StoringLayer
 from kvbench.caches.tagged import TaggedLayer, named_layer

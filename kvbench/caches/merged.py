@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kvbench.caches.context import LayerContext
 from kvbench.caches.dense import DenseLayer
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.ledger import Part
 from kvbench.caches.stores import DenseStore
 from kvbench.caches.views import TokenView

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from kvbench.caches.attend import attend
 from kvbench.caches.buffers import gather_tokens
-from kvbench.caches.context import LayerContext
 from kvbench.caches.dense import DenseLayer
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.ledger import Part, reachable_tensors
 from kvbench.caches.needs import Needs
 from kvbench.caches.restored import Restored

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kvbench.caches.context import LayerContext
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.ledger import Part
 from kvbench.caches.restored import Restored
 from kvbench.caches.stores import Store

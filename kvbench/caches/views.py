@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.checked import checked_index
-from kvbench.caches.context import LayerContext
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.observe import Observer
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from kvbench.caches.heads import by_group, projection_bias
 from kvbench.caches.needs import Needs
 from kvbench.caches.ranks import heads_in_group
-from kvbench.calibration.files import load_tensors, save_tensors
+from kvbench.calibration.artefacts import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from kvbench.caches.cache import Artefacts, Geometry

@@ -12,7 +12,7 @@ from kvbench.spec import ModelSpec
 
 if TYPE_CHECKING:
     from kvbench.calibration.source import Source
-    from kvbench.calibration.surrogate import Surrogate
+    from kvbench.calibration.surrogate_weights import Surrogate
 
 TOKENS = 16_000
 
@@ -41,11 +41,11 @@ def calibrate(method: str, *, model: str, kind: str, tokens: int, published: str
         raise UnknownName(
             "method to calibrate:", method, ["kvzap"], hint="kvbench calibrate kvzap  # others calibrate themselves as they run"
         )
-    from kvbench.calibration import surrogate
+    from kvbench.calibration import surrogate_weights
 
     source = _source(ModelSpec(id=model, device=device, dtype=dtype), 0 if published else tokens)  # type: ignore[arg-type]
-    found = surrogate.published(published, source) if published else surrogate.calibrate(kind, source, seed=seed)
-    file = surrogate.keep(found, source)
+    found = surrogate_weights.published(published, source) if published else surrogate_weights.calibrate(kind, source, seed=seed)
+    file = surrogate_weights.keep(found, source)
     _tell(found)
     talk(f"kept in {file}")
     talk("next: kvbench run --methods kvzap" + ("" if found.kind == "linear" else f":surrogate={found.kind}"))
@@ -56,8 +56,8 @@ def _source(spec: ModelSpec, tokens: int) -> Source:
     import torch
 
     from kvbench.caches.cache import Geometry, embeddings_of, use_kvbench_attention
+    from kvbench.calibration.excerpt import calibration_tokens
     from kvbench.calibration.source import Source
-    from kvbench.calibration.text import calibration_tokens
     from kvbench.models.loading import load_model
     from kvbench.models.shape import check_supported
     from kvbench.models.weights import cache_folder

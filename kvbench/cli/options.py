@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from kvbench.displays.choice import NAMES
+from kvbench.displays.choosing import NAMES
 
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = click.Choice(["auto", "float16", "bfloat16", "float32", "float64"])

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from kvbench.cli import options
 from kvbench.cli.following import conclude, drive
 from kvbench.cli.question import spec_of
-from kvbench.displays.choice import choose
+from kvbench.displays.choosing import choose
 from kvbench.displays.streams import put, talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder, find_run

@@ -8,7 +8,7 @@ import click
 
 from kvbench.cli import options
 from kvbench.cli.following import conclude, resume_command
-from kvbench.displays.choice import choose
+from kvbench.displays.choosing import choose
 from kvbench.displays.streams import talk
 from kvbench.engine import start
 from kvbench.engine.journal import EVENTS, find_run

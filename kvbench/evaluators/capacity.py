@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import Evaluator, MethodRecords, Summary, UnitContext, param
 from kvbench.figures import Figure
-from kvbench.metrics import capacities, recorded
+from kvbench.metrics import probes, recorded
 from kvbench.metrics.points import Point
 from kvbench.spec import RunSpec, Unit
 
@@ -82,10 +82,10 @@ class Capacity(Evaluator):
         return Point(value, self.context or spec.context) if self.find == "batch" else Point(self.batch, value)
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
-        return {label: capacities.summary(of) for label, of in records.items()}
+        return {label: probes.summary(of) for label, of in records.items()}
 
     def figures(self, records: Mapping[str, MethodRecords], baseline: str | None, facts: Mapping[str, Any]) -> list[Figure]:
-        return capacities.tables(records, baseline)
+        return probes.tables(records, baseline)
 
 
 def _search(fits: Callable[[int], bool], most: int, grain: int) -> None:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.errors import CorpusError
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure
-from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores
+from kvbench.harness.task_scores import VISIBLE
 from kvbench.metrics import recorded
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
     from kvbench.harness.answering import Reply
     from kvbench.harness.encoding import Encoder
-    from kvbench.harness.loading import Loaded
     from kvbench.harness.requests import Question
+    from kvbench.harness.task_loading import Loaded
     from kvbench.instruments.session import Session
 
 ENGLISH = (
@@ -77,8 +77,8 @@ class LongBench(Evaluator):
 
     def check(self, spec: RunSpec) -> None:
         """Refuse unknown subsets, broken lines of mirror files, and metrics whose packages are not installed."""
-        from kvbench.harness.loading import check_data
-        from kvbench.harness.longbench import check_subsets, lacks
+        from kvbench.harness.longbench_tasks import check_subsets, lacks
+        from kvbench.harness.task_loading import check_data
 
         names = check_subsets(self._subsets, metrics=self.missing == "refuse")
         check_data([name for name in names if not lacks(name)], spec.corpus.data_dir)
@@ -93,7 +93,7 @@ class LongBench(Evaluator):
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Read the documents and write all prompts."""
-        from kvbench.harness.longbench import MiddleEncoder, harness_name, lacks
+        from kvbench.harness.longbench_tasks import MiddleEncoder, harness_name, lacks
         from kvbench.harness.requests import questions_of
 
         encoder = MiddleEncoder(session.loaded.tokenizer, session.loaded.model.config, self.max_length)
@@ -107,9 +107,9 @@ class LongBench(Evaluator):
         return {**facts, "left_out": left_out, "question": self.question, "prompts": self._lengths(questions, encoder, stage)}
 
     def _load(self, session: Session, stage: Stage) -> Loaded:
-        from kvbench.harness.loading import at_hand, load_tasks
-        from kvbench.harness.longbench import at_hand as what_to_try
-        from kvbench.harness.longbench import harness_name, lacks
+        from kvbench.harness.longbench_tasks import at_hand as what_to_try
+        from kvbench.harness.longbench_tasks import harness_name, lacks
+        from kvbench.harness.task_loading import at_hand, load_tasks
         from kvbench.texts.corpora import mirror_folder
 
         spec, names = session.spec, [name for subset in self._subsets if not lacks(name := harness_name(subset))]
@@ -138,7 +138,7 @@ class LongBench(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Ask all methods one question."""
-        from kvbench.harness.longbench import harness_name
+        from kvbench.harness.longbench_tasks import harness_name
 
         kept: _Kept = session.kept[self.name]
         place, subset = divmod(unit.index, len(self._subsets))
@@ -169,13 +169,13 @@ def _scores(records: Mapping[str, MethodRecords], baseline: str | None) -> TaskS
 
 
 def _shown(name: str) -> str:
-    from kvbench.harness.longbench import subset_name
+    from kvbench.harness.longbench_tasks import subset_name
 
     return subset_name(name)
 
 
 def _record(question: Question, said: Reply, context: UnitContext, label: str, key: str) -> None:
-    from kvbench.harness.longbench import own_metrics
+    from kvbench.harness.longbench_tasks import own_metrics
     from kvbench.harness.requests import rules, score
 
     metrics = own_metrics(score(question, said.answers))

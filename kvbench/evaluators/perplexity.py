@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kvbench.caches.cache import KVCache
     from kvbench.instruments.protocol import Prompt
-    from kvbench.instruments.rounding import Reshaped
+    from kvbench.instruments.reshaped import Reshaped
     from kvbench.instruments.session import Session
 
 
@@ -104,7 +104,7 @@ class _Sample:
             self.again = {label: states for label, states in self.again.items() if label == BASELINE}
 
     def _prefill(self) -> None:
-        from kvbench.instruments.rounding import is_walked_again, reshaped
+        from kvbench.instruments.reshaped import is_walked_again, reshaped
 
         needs = self.session.needs(self.unit.methods)
         if self.session.spec.protocol == "prefill":
@@ -171,7 +171,7 @@ class _Sample:
 
     def _record(self, label: str, scores: Any, again: Any) -> None:
         from kvbench.instruments.kept_tokens import written
-        from kvbench.instruments.rounding import movement
+        from kvbench.instruments.reshaped import movement
 
         rows = len(self.tokens)
         kept = written(self.kept[label]) if label in self.kept else []

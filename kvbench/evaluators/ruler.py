@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE
-from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores
+from kvbench.harness.task_scores import VISIBLE
 from kvbench.metrics import recorded
 from kvbench.metrics.points import parse_list
 from kvbench.spec import RunSpec, Unit

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure
-from kvbench.harness.scores import VISIBLE
 from kvbench.harness.tables import TaskScores, remarks
+from kvbench.harness.task_scores import VISIBLE
 from kvbench.metrics import recorded
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
     from kvbench.harness.answering import Reply
     from kvbench.harness.encoding import Encoder
-    from kvbench.harness.loading import Loaded
     from kvbench.harness.requests import Question
+    from kvbench.harness.task_loading import Loaded
     from kvbench.instruments.session import Session
 
 IN_A_UNIT = 8
@@ -80,7 +80,7 @@ class Tasks(Evaluator):
 
     def check(self, spec: RunSpec) -> None:
         """Unknown names, tasks that cannot be run, and broken lines of mirror files are refused."""
-        from kvbench.harness.loading import check_data
+        from kvbench.harness.task_loading import check_data
 
         check_data(self._names, spec.corpus.data_dir, fewshot=self._examples)
 
@@ -91,8 +91,8 @@ class Tasks(Evaluator):
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Load the tasks and write all prompts; nothing is asked yet."""
         from kvbench.harness.encoding import Encoder
-        from kvbench.harness.loading import load_tasks
         from kvbench.harness.requests import questions_of
+        from kvbench.harness.task_loading import load_tasks
 
         spec, encoder = session.spec, Encoder(session.loaded.tokenizer, session.loaded.model.config)
         loaded = load_tasks(

@@ -16,9 +16,9 @@ from kvbench.caches.cache import decoder_of
 from kvbench.errors import UnsupportedModel, UsageError
 from kvbench.fused.generic import GenericStep
 from kvbench.fused.graph import Graphs, HostSync
+from kvbench.fused.merged_weights import is_known
 from kvbench.fused.native import NativeStep
 from kvbench.fused.storage import NotFused
-from kvbench.fused.weights import is_known
 from kvbench.models.shape import check_supported
 
 if TYPE_CHECKING:

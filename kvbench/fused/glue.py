@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvbench.fused import plain
+from kvbench.fused import plain_step
 from kvbench.fused.choice import Choice, fastest
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def add_norm(stream: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -
         ``RMSNorm(stream) * weight``, ``[B, H]``.
     """
     if not takes(stream, delta, weight):
-        return plain.add_norm(stream, delta, weight, eps)
+        return plain_step.add_norm(stream, delta, weight, eps)
     from kvbench.fused.kernels import glue as kernels
 
     return kernels.add_norm(stream, delta, weight, eps)
@@ -77,9 +77,9 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
     Raises:
         UnsupportedModel: The activation has no fused form.
     """
-    plain.activation_named(activation)
+    plain_step.activation_named(activation)
     if not takes(gate_up):
-        return plain.gated(gate_up, activation)
+        return plain_step.gated(gate_up, activation)
     from kvbench.fused.kernels import glue as kernels
 
     return kernels.gated(gate_up, activation)
@@ -141,7 +141,7 @@ class Product:
 
     def _library(self, x: Tensor, stream: Tensor | None, weight: Tensor) -> Tensor:
         """PyTorch's own product, and a kernel for each of the rest."""
-        y = plain.linear(self._normed(x), weight, self.bias)
+        y = plain_step.linear(self._normed(x), weight, self.bias)
         if self.activation:
             return gated(y, self.activation)
         return y if stream is None else stream.add_(y)
@@ -213,7 +213,7 @@ def norm_gated_for(
     Raises:
         UnsupportedModel: The activation has no fused form.
     """
-    plain.activation_named(activation)
+    plain_step.activation_named(activation)
     return NormGated(gate_up_weight, gate_up_bias, rows, norm=(norm_weight, eps), activation=activation, peers=peers)
 
 

@@ -19,8 +19,8 @@ from kvbench.caches.layer import LayerCache
 from kvbench.fused import oracle
 from kvbench.fused import window as windows
 from kvbench.fused.launch import Launch
-from kvbench.fused.sources import NotFused, check, check_together, residual
 from kvbench.fused.taken import Taken, taken_of
+from kvbench.fused.token_tensors import NotFused, check, check_together, residual
 
 __all__ = ["FusedLayer", "FusedState", "NotFused", "fuse"]
 

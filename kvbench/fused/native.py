@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvbench.fused.glue import AddLinear, NormGated, NormLinear, add_linear_for, norm_gated_for, norm_linear_for
-from kvbench.fused.weights import LayerWeights, ModelWeights, Norm, merged_weights
+from kvbench.fused.merged_weights import LayerWeights, ModelWeights, Norm, merged_weights
 
 if TYPE_CHECKING:
     from kvbench.fused.layer import FusedLayer, FusedState
@@ -41,7 +41,7 @@ class NativeStep:
     """``(token [B], count [1]) → logits [B, vocabulary]``, storing each token in ``state`` as the count-th since it was made.
 
     Args:
-        model: Of a family that :func:`~kvbench.fused.weights.is_known`, on one device; its weights are merged in place, once.
+        model: Of a family that :func:`~kvbench.fused.merged_weights.is_known`, on one device; its weights are merged in place, once.
         rows: B. What is fastest for so many rows is timed here, on the device.
     """
 

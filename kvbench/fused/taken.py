@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kvbench.caches.layer import LayerCache
-from kvbench.fused.sources import Windowed, is_ragged, sources_of, windowed
 from kvbench.fused.storage import Region, region_of
+from kvbench.fused.token_tensors import Windowed, is_ragged, sources_of, windowed
 from kvbench.fused.window import Window, window_of
 
 

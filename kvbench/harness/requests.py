@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvbench.errors import UsageError
-from kvbench.harness.loading import Leaf
+from kvbench.harness.task_loading import Leaf
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -13,9 +13,9 @@ from kvbench.errors import CorpusError, UnknownName
 from kvbench.files import read_text
 from kvbench.harness.encoding import Encoder
 from kvbench.harness.index import tasks_folder
-from kvbench.harness.loading import Leaf
 from kvbench.harness.requests import Question, questions_of, score
-from kvbench.harness.ruler import DoesNotFit, Made, Supplies, make
+from kvbench.harness.ruler_samples import DoesNotFit, Made, Supplies, make
+from kvbench.harness.task_loading import Leaf
 from kvbench.texts.corpora import mirror_folder, open_text
 from kvbench.texts.hub import stop_asking
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvbench.figures import Figure, Table
 from kvbench.formats import NONE, fixed, signed
-from kvbench.harness.scores import Columns, Metric, columns, main_metric, total_bytes
+from kvbench.harness.task_scores import Columns, Metric, columns, main_metric, total_bytes
 from kvbench.metrics.accuracy import MARK, Accuracy, accuracies, cells, corrected, measured, table
 from kvbench.metrics.measured import Better, Measured, MethodRecords, Summary
 from kvbench.metrics.paired import ALPHA, Paired, Scoring, kind_of, paired, shared

@@ -26,8 +26,8 @@ from kvbench.caches.packing import dequantise, pack, unpack
 from kvbench.caches.quantised import QuantisedLayer
 from kvbench.caches.stores import QuantStore
 from kvbench.fused.layout import DENSE, TILE, unpack_columns, unpack_rows
-from kvbench.fused.sources import is_ragged
 from kvbench.fused.storage import Plane, Region, steps_at
+from kvbench.fused.token_tensors import is_ragged
 
 if TYPE_CHECKING:
     from kvbench.fused.layer import FusedState

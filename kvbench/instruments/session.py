@@ -14,7 +14,7 @@ from torch import Tensor
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, embeddings_of, use_kvbench_attention
 from kvbench.caches.needs import Needs
 from kvbench.calibration import digests, provide
-from kvbench.calibration.text import calibration_tokens
+from kvbench.calibration.excerpt import calibration_tokens
 from kvbench.errors import CorpusError
 from kvbench.instruments.context import Asked, Stage
 from kvbench.instruments.environment import describe

@@ -72,7 +72,7 @@ class AdaKV(Eviction):
         """Mask ``[B, Hkv, T]`` of the tokens kept, and the scores."""
         from kvbench.caches.checked import checked_count
         from kvbench.caches.evicted import scored
-        from kvbench.caches.scores import best_over_heads
+        from kvbench.caches.token_scores import best_over_heads
 
         tokens = prompt.keys.shape[2]
         budget = checked_count(self.kept(tokens, prompt.layer), tokens)

@@ -45,7 +45,7 @@ class ExpectedAttention(Eviction):
         return Needs(moments=(self.n_sink,))
 
     def score(self, tokens: TokenView) -> Tensor:
-        from kvbench.caches.scores import certain
+        from kvbench.caches.token_scores import certain
 
         if tokens.seen <= self.n_sink:  # no query to expect anything of, and nothing but sinks to score
             return tokens.keys.new_zeros(tokens.keys.shape[:3], dtype=tokens.wide)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.methods.method import param
-from kvbench.methods.quantised import DENSE, NEWEST_DENSE, Quantiser
+from kvbench.methods.quantiser import DENSE, NEWEST_DENSE, Quantiser
 from kvbench.spec.budgets import Dial
 
 if TYPE_CHECKING:

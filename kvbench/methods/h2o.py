@@ -41,7 +41,7 @@ class H2O(Eviction):
         return Needs(attention=True)
 
     def score(self, tokens: TokenView) -> Tensor:
-        from kvbench.caches.scores import certain
+        from kvbench.caches.token_scores import certain
 
         sums = tokens.observed.attention
         if sums is None or tokens.budget is None:

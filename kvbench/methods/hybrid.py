@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Place, Prompt, coded, dense, kept_count
 from kvbench.methods.method import Method, check_window, must_divide, param
-from kvbench.methods.quantised import check_bits, check_packing, whole_or
+from kvbench.methods.quantiser import check_bits, check_packing, whole_or
 from kvbench.spec.budgets import Dial, Range
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Hybrid(Method):
 
     def score(self, tokens: TokenView) -> Tensor:
         """Importance ``[B, Hkv, T]``."""
-        from kvbench.caches.scores import window_votes
+        from kvbench.caches.token_scores import window_votes
 
         return window_votes(tokens, self.window, self.kernel)
 

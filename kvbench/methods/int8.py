@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvbench.methods.method import param
-from kvbench.methods.quantised import Quantiser
+from kvbench.methods.quantiser import Quantiser
 
 
 @dataclass(frozen=True)

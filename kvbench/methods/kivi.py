@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from kvbench.methods.method import param
-from kvbench.methods.quantised import NEWEST_DENSE, Quantiser, check_bits
+from kvbench.methods.quantiser import NEWEST_DENSE, Quantiser, check_bits
 from kvbench.spec.budgets import Dial, widest_codes
 
 

@@ -55,6 +55,6 @@ class PyramidKV(Eviction):
         return round(first - height * (first - last))
 
     def score(self, tokens: TokenView) -> Tensor:
-        from kvbench.caches.scores import window_votes
+        from kvbench.caches.token_scores import window_votes
 
         return window_votes(tokens, self.window, self.kernel)

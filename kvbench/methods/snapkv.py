@@ -38,6 +38,6 @@ class SnapKV(Eviction):
         return Needs(window=self.window)
 
     def score(self, tokens: TokenView) -> Tensor:
-        from kvbench.caches.scores import window_votes
+        from kvbench.caches.token_scores import window_votes
 
         return window_votes(tokens, self.window, self.kernel)

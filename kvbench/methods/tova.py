@@ -31,7 +31,7 @@ class TOVA(Eviction):
         return Needs(window=1)
 
     def score(self, tokens: TokenView) -> Tensor:
-        from kvbench.caches.scores import certain
+        from kvbench.caches.token_scores import certain
 
         received = tokens.window_attention(1)[:, :, 0]  # [B, Hq, T]
         shared = received.mean(1, keepdim=True).expand(-1, tokens.keys.shape[1], -1)

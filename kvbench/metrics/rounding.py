@@ -1,4 +1,4 @@
-"""How far arithmetic alone moves a row's NLL and KL, from what :mod:`kvbench.instruments.rounding` recorded; pure, without torch.
+"""How far arithmetic alone moves a row's NLL and KL, from what :mod:`kvbench.instruments.reshaped` recorded; pure, without torch.
 
 A record has, for some tokens of one sample, sums over them of each token's movement. What is made of it errs on the wide side:
 

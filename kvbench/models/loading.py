@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from kvbench.errors import KvbenchError, ModelError, ResourceError, told
 from kvbench.models.devices import check_memory, choose_cache_dtype, choose_dtype, resolve_device
 from kvbench.models.gguf.early import refuse_early
-from kvbench.models.outline import check_attention, outline_of, weight_bytes
 from kvbench.models.random_weights import build_random
 from kvbench.models.shape import Shape, cache_bytes_per_token, check_supported, shape_of
 from kvbench.models.sources import Source, find_source, local_source
 from kvbench.models.telemetry import device_name
+from kvbench.models.unloaded import check_attention, outline_of, weight_bytes
 from kvbench.models.weights import Progress, hash_random, hash_tokenizer, hash_weights, silent
 from kvbench.spec import ModelSpec
 

@@ -61,7 +61,7 @@ class Source:
     def load_tokenizer(self) -> Any:
         """The tokenizer; of a ``.gguf`` file as the file says, whatever this transformers makes of the family."""
         if self.gguf and self.folder == self.gguf.parent:
-            from kvbench.models.gguf.reading import read_header
+            from kvbench.models.gguf.header_reading import read_header
             from kvbench.models.gguf.tokenizer import read_tokenizer
 
             return read_tokenizer(read_header(self.gguf))

@@ -26,8 +26,8 @@ from kvbench.compare.sides import side_of
 from kvbench.figures import Table
 from kvbench.formats import NONE, fixed, signed
 from kvbench.published import Entry, load
+from kvbench.published.differences import differences, setting
 from kvbench.published.ours import Ours, change_of, find, half_step, in_points
-from kvbench.published.sameness import differences, setting
 from kvbench.spec import BASELINE, MethodSpec
 
 Verdict = Literal["reproduced", "differs", "other protocol", "not comparable"]

@@ -11,7 +11,7 @@ from kvbench.compare.judge import Change, judge
 from kvbench.compare.sides import MethodResult
 from kvbench.metrics.measured import Measured
 from kvbench.published import Entry
-from kvbench.published.scores import scored, suite
+from kvbench.published.counterparts import scored, suite
 
 METRICS: Mapping[str, str] = {
     "perplexity": "perplexity",

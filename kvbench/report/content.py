@@ -15,9 +15,9 @@ from kvbench.metrics.row import Row
 from kvbench.record import results
 from kvbench.record.state import RunState
 from kvbench.record.summary import figures, rows
+from kvbench.report.command import command_of
 from kvbench.report.facts import facts_of
 from kvbench.report.overview import budget_notes, failures, left_out, main_table, missing, rounding_notes, sameness_notes
-from kvbench.report.question import command_of
 
 MORE = (
     ("NLL", "avg_nll", 4), ("PPL low", "perplexity_low", 2), ("PPL high", "perplexity_high", 2), ("KL p50", "kl_p50", 4),

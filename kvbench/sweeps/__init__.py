@@ -6,7 +6,7 @@ says where each of them stands.
 """
 
 from kvbench.sweeps.ablations import ABLATIONS, of_ablation
-from kvbench.sweeps.axes import LARGEST, Setting, Sweep, apply, of_methods, parse_axes
+from kvbench.sweeps.combinations import LARGEST, Setting, Sweep, apply, of_methods, parse_axes
 from kvbench.sweeps.tables import figures
 
 __all__ = ["ABLATIONS", "LARGEST", "Setting", "Sweep", "apply", "figures", "of_ablation", "of_methods", "parse_axes"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvbench.errors import UnknownName, UsageError
 from kvbench.spec import MethodSpec, ParamValue, format_value
-from kvbench.sweeps.axes import MEASURED_AT, Axes, Setting, Sweep, Values, check_size, with_points
+from kvbench.sweeps.combinations import MEASURED_AT, Axes, Setting, Sweep, Values, check_size, with_points
 
 HEAD_DIM = 64
 """Head size that ranks are taken from where a model's is not known before it is loaded."""

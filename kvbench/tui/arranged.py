@@ -7,7 +7,7 @@ from textual.containers import Container, Vertical
 from textual.events import Resize
 from textual.widgets import Footer
 
-from kvbench.tui.header import Header
+from kvbench.tui.heading import Header
 from kvbench.tui.outcome import Outcome
 from kvbench.tui.panels import DetailsPanel, LogPanel, PlotPanel
 from kvbench.tui.plots import PLOTS

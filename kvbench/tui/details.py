@@ -16,7 +16,7 @@ from kvbench.metrics.row import Row
 from kvbench.record.state import MethodState
 from kvbench.spec import BASELINE, MethodSpec, format_value
 from kvbench.tui.canvas import bar, spark
-from kvbench.tui.facts import ledger, per_layer
+from kvbench.tui.panel_facts import ledger, per_layer
 from kvbench.tui.plots.scene import Scene
 from kvbench.tui.theme import Palette
 

@@ -17,7 +17,7 @@ from kvbench.evaluators.base import Evaluator
 from kvbench.figures import Figure, Grid, Table
 from kvbench.record.state import RunState
 from kvbench.record.summary import figures, summarise
-from kvbench.tui.facts import known_evaluators
+from kvbench.tui.panel_facts import known_evaluators
 
 REST = 100
 """A computation of t seconds is followed by REST · t seconds without one of the same evaluator."""

@@ -20,8 +20,8 @@ from kvbench.metrics.row import Row
 from kvbench.spec import BASELINE
 from kvbench.tui.canvas import bar
 from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns_of, ordered, plan
-from kvbench.tui.facts import is_control, is_unmasked
 from kvbench.tui.lines import Lines
+from kvbench.tui.panel_facts import is_control, is_unmasked
 from kvbench.tui.theme import Palette
 
 GLYPHS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗"}

@@ -27,8 +27,8 @@ from opening import opened
 from kvbench.caches.cache import use_kvbench_attention
 from kvbench.harness.answering import Reply, reply
 from kvbench.harness.encoding import Encoder
-from kvbench.harness.loading import load_tasks
 from kvbench.harness.requests import Question, questions_of
+from kvbench.harness.task_loading import load_tasks
 from kvbench.models.weights import silent
 from kvbench.spec import BASELINE, ModelSpec
 

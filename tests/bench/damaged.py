@@ -17,7 +17,7 @@ from damaging import damaged_bytes, damaged_data, places
 from safetensors.torch import save
 
 from kvbench import cli, published
-from kvbench.calibration.files import load_tensors
+from kvbench.calibration.artefacts import load_tensors
 from kvbench.engine import start
 from kvbench.errors import KvbenchError
 from kvbench.texts.corpora import open_text

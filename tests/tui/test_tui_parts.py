@@ -15,7 +15,7 @@ from kvbench.metrics.row import Row
 from kvbench.record import events as ev
 from kvbench.record.state import RunState, apply, replay
 from kvbench.record.summary import rows
-from kvbench.tui import facts
+from kvbench.tui import panel_facts
 from kvbench.tui.axes import Scale, padded
 from kvbench.tui.canvas import Canvas, bar, spark
 from kvbench.tui.colours import method_colours
@@ -113,22 +113,26 @@ def test_best_is_what_is_printed_best_among_ranked_rows() -> None:
 
 
 def test_the_frontier_is_undominated_and_ranked() -> None:
-    found = facts.points([row(n, stored_bytes=b, factor=2.0, kl=k) for n, b, k in (("a", 1.0, 3.0), ("b", 2.0, 1.0), ("c", 3.0, 2.0))])
-    assert [p.label for p in facts.frontier(found)] == ["a", "b"]
-    masked = facts.points([row("m", stored_bytes=0.5, factor=2.0, kl=0.1, audit="masked"), row("a", stored_bytes=1.0, factor=2.0, kl=1.0)])
-    assert [p.label for p in facts.frontier(masked)] == ["a"]
+    found = panel_facts.points(
+        [row(n, stored_bytes=b, factor=2.0, kl=k) for n, b, k in (("a", 1.0, 3.0), ("b", 2.0, 1.0), ("c", 3.0, 2.0))]
+    )
+    assert [p.label for p in panel_facts.frontier(found)] == ["a", "b"]
+    masked = panel_facts.points(
+        [row("m", stored_bytes=0.5, factor=2.0, kl=0.1, audit="masked"), row("a", stored_bytes=1.0, factor=2.0, kl=1.0)]
+    )
+    assert [p.label for p in panel_facts.frontier(masked)] == ["a"]
 
 
 def test_running_perplexity_ends_where_the_summary_is() -> None:
     state = replay(events())
-    lines = facts.running_perplexity(state)
+    lines = panel_facts.running_perplexity(state)
     for found in rows(state):
         if found.status == "done":
             assert lines[found.label][-1] == (8, pytest.approx(found.perplexity))
 
 
 def test_subject_names_the_baseline_s_cost_per_token() -> None:
-    told = facts.subject(replay(events()))
+    told = panel_facts.subject(replay(events()))
     assert told[0] == "smollm2"
     assert "baseline 45.0 KiB/token" in told
     assert "C 512 + S 256" in told

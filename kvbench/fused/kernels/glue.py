@@ -62,7 +62,7 @@ def _gated_kernel(gate_up, out, width, BLOCK: tl.constexpr, ACTIVATION: tl.const
 
 
 def add_norm(stream: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-    """As :func:`kvbench.fused.plain.add_norm`; contiguous ``[B, H]``."""
+    """As :func:`kvbench.fused.plain_step.add_norm`; contiguous ``[B, H]``."""
     rows, width = stream.shape
     out = torch.empty_like(stream)
     block = triton.next_power_of_2(width)
@@ -74,7 +74,7 @@ def add_norm(stream: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    """As :func:`kvbench.fused.plain.gated`; contiguous ``[B, 2I]``."""
+    """As :func:`kvbench.fused.plain_step.gated`; contiguous ``[B, 2I]``."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
     _gated_kernel[(rows, triton.cdiv(width, 1024))](

@@ -10,7 +10,7 @@ from typing import Any
 from kvbench.models import store
 from kvbench.models.gguf.convert import LAYOUT, convert, converted_size
 from kvbench.models.gguf.early import check_gguf
-from kvbench.models.gguf.reading import read_header
+from kvbench.models.gguf.header_reading import read_header
 from kvbench.models.weights import Progress, cache_folder, hash_weights
 
 

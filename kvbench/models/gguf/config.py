@@ -10,10 +10,10 @@ from typing import Any
 from kvbench.errors import ModelError
 from kvbench.models.gguf.families import Family, family_of, known
 from kvbench.models.gguf.header import Header, broken
+from kvbench.models.gguf.header_reading import read_header
 from kvbench.models.gguf.keys import Keys
-from kvbench.models.gguf.layout import check_tensors, config_dtype
-from kvbench.models.gguf.reading import read_header
 from kvbench.models.gguf.rope import rope_parameters
+from kvbench.models.gguf.wanted import check_tensors, config_dtype
 
 TOKENS = "tokenizer.ggml."
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")

@@ -14,11 +14,11 @@ import orjson
 
 from kvbench.errors import ResourceError
 from kvbench.models.gguf.config import config_of, family_and_sizes
-from kvbench.models.gguf.decode import blocks_of
 from kvbench.models.gguf.header import Header
-from kvbench.models.gguf.layout import Part, parts_of
-from kvbench.models.gguf.reading import read_header
+from kvbench.models.gguf.header_reading import read_header
+from kvbench.models.gguf.numbers import blocks_of
 from kvbench.models.gguf.tokenizer import check_tokenizer, write_tokenizer
+from kvbench.models.gguf.wanted import Part, parts_of
 
 LAYOUT = 1
 """Counted up when the same file would be converted otherwise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvbench.models.gguf.config import config_of
-from kvbench.models.gguf.reading import read_header
+from kvbench.models.gguf.header_reading import read_header
 from kvbench.models.gguf.tokenizer import check_tokenizer
 from kvbench.models.shape import check_supported
 from kvbench.spec import ModelSpec

@@ -12,7 +12,7 @@ from kvbench.spec import BASELINE
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.plots.chosen import none_yet, place
 from kvbench.tui.plots.heat import UNKNOWN, draw_cell, draw_scale, full, mean
-from kvbench.tui.plots.layout import GAP, Layout, arrange
+from kvbench.tui.plots.heat_layout import GAP, Layout, arrange
 from kvbench.tui.plots.scene import Scene, View, too_small
 
 EVALUATOR = "needle"

@@ -9,7 +9,7 @@ from rich.style import Style
 from kvbench.formats import GIB, MIB, duration, plain_number, size
 from kvbench.tui.axes import Frame, Scale, framed
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.facts import memory_series
+from kvbench.tui.panel_facts import memory_series
 from kvbench.tui.plots.scene import Scene, say, too_small
 
 Series = list[tuple[float, float]]

@@ -9,7 +9,7 @@ from kvbench.metrics import factors
 from kvbench.spec import BASELINE
 from kvbench.tui.axes import Frame, Scale, framed
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.facts import Point, frontier, points
+from kvbench.tui.panel_facts import Point, frontier, points
 from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
 
 _FLOOR = 1e-6

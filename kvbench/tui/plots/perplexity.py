@@ -6,7 +6,7 @@ from kvbench.formats import fixed
 from kvbench.spec import BASELINE
 from kvbench.tui.axes import Frame, Scale, framed, padded
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.facts import running_perplexity
+from kvbench.tui.panel_facts import running_perplexity
 from kvbench.tui.plots.scene import Scene, nothing_yet, spread, too_small
 
 _SPREAD = 3.0

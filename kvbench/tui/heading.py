@@ -9,8 +9,8 @@ from textual.widget import Widget
 
 from kvbench.formats import duration, shorten
 from kvbench.tui.canvas import bar
-from kvbench.tui.facts import activity, overall, subject
 from kvbench.tui.lines import Lines
+from kvbench.tui.panel_facts import activity, overall, subject
 from kvbench.tui.reading import Reading
 from kvbench.tui.theme import Palette
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kvbench.caches.surrogate import PARTS
-from kvbench.calibration.files import load_tensors, save_tensors
+from kvbench.calibration.artefacts import load_tensors, save_tensors
 from kvbench.calibration.regression import NormalEquations, Parts, best_strength, fit_network, spread
 from kvbench.calibration.replay import SAMPLES, Pair, cut, replay
 from kvbench.errors import ModelError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvbench.models.gguf.kinds import BF16, F16, F32, block_sizes
-from kvbench.models.gguf.layout import Part
+from kvbench.models.gguf.wanted import Part
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from torch import Tensor
 from kvbench.caches.attend import attend
 from kvbench.caches.buffers import TokenBuffer
 from kvbench.caches.compat import prompt_in_pieces
-from kvbench.caches.context import LayerContext
+from kvbench.caches.layer_context import LayerContext
 from kvbench.caches.ledger import Part
 from kvbench.caches.observe import Observer
 from kvbench.errors import UsageError

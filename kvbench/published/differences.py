@@ -8,8 +8,8 @@ from typing import Any
 
 from kvbench.errors import UsageError
 from kvbench.published import Entry
+from kvbench.published.counterparts import AVERAGE, length_of, words
 from kvbench.published.ours import RATIOS, SCORES, Ours
-from kvbench.published.scores import AVERAGE, length_of, words
 from kvbench.spec import FIRST, MethodSpec, ParamValue
 
 BYTES = ("compression_factor", "compression_ratio")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from kvbench.compare.sides import MethodResult
-from kvbench.harness.scores import PREFERRED
+from kvbench.harness.task_scores import PREFERRED
 from kvbench.metrics.measured import Measured
 from kvbench.published import Entry
 
