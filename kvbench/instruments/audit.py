@@ -12,7 +12,7 @@ not find a copy elsewhere by the counted bytes themselves, nor that it does late
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from kvbench.caches.buffers import BLOCK
 from kvbench.caches.cache import KVCache
 from kvbench.caches.ledger import ByteLedger, reachable_tensors
 from kvbench.instruments.canary import corrupt, shout
+from kvbench.instruments.check import Check
 from kvbench.instruments.identity import head_gap, identity_gap
 from kvbench.instruments.out_of_memory import is_out_of_memory
 from kvbench.instruments.protocol import Prompt, sound
@@ -44,15 +45,6 @@ MATERIAL = 1e-3
 """Least change, as a share of the largest hidden state, by which attention depends on what was changed."""
 ROUNDINGS = 64
 """Roundings of the largest hidden state within which two answers are the same."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding: whether it passed, its figure, and what the figure is."""
-
-    passed: bool
-    figure: float | None
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -112,13 +104,14 @@ class Auditor:
         counted, ledger, stored = cache.ledger(), _ledger_check(cache, self.shared), Snapshot(cache, shared=self.shared)
         clean = sound(self.runner.forward(self.after, cache), cache)
         share = counted.stored / self.session.baseline_bytes(self.tokens.shape[1])
-        checks = {
-            "ledger equals storages": ledger,
-            "transplant": self._transplant(method, stored, clean),
-            "canary": self._canary(method, clean),
-            "fewer bytes": Check(share < 1.0, share, f"stores {share:.1%} of the baseline's bytes at {self.tokens.shape[1]} tokens"),
-            "little slack": self._slack_check(counted),
-        }
+        fewer = f"stores {share:.1%} of the baseline's bytes at {self.tokens.shape[1]} tokens"
+        checks = by_name(
+            ledger,
+            self._transplant(method, stored, clean),
+            self._canary(method, clean),
+            Check("fewer bytes", share < 1.0, share, fewer),
+            self._slack_check(counted),
+        )
         del cache
         if label == BASELINE:
             return Verdict("reference", checks | self._identity())
@@ -134,9 +127,9 @@ class Auditor:
             return Verdict("real" if honest else "simulated", checks)
         if honest and self._answers_as_plain(clean):
             detail = f"stores all {self.tokens.shape[1]} tokens as they are, and answers as the baseline: nothing was compressed yet"
-            return Verdict(NOTHING_YET, checks | {"fewer bytes": Check(False, checks["fewer bytes"].figure, detail)})
-        checks["stored tokens are read"] = self._probe(method, clean)
-        return Verdict("simulated" if checks["stored tokens are read"].passed else "masked", checks)
+            return Verdict(NOTHING_YET, checks | by_name(replace(checks["fewer bytes"], passed=False, detail=detail)))
+        read = self._probe(method, clean)
+        return Verdict("simulated" if read.passed else "masked", checks | by_name(read))
 
     def _filled(self, method: Method, *, other: bool = False) -> KVCache:
         """The method's cache of the prompt, or of the other one."""
@@ -165,16 +158,16 @@ class Auditor:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return Check(
-                False, None, f"a cache that was given what the ledger counts of another: {type(error).__name__}: {error}{_of(left)}"
-            )
+            broke = f"a cache that was given what the ledger counts of another: {type(error).__name__}: {error}{_of(left)}"
+            return Check("transplant", False, None, broke)
         detail = "largest gap of the hidden states when a cache is given what the ledger counts of another prompt's"
-        return Check(gap == 0, min(gap, 1e30), detail if gap == 0 else f"{detail}: attention reads more than that{_of(left)}")
+        return Check("transplant", gap == 0, min(gap, 1e30), detail if gap == 0 else f"{detail}: attention reads more than that{_of(left)}")
 
     def _slack_check(self, counted: ByteLedger) -> Check:
         """Room to grow by a block or two is every cache's; more is memory that was not freed."""
         limit = self.session.baseline_bytes(2 * BLOCK)
-        return Check(counted.slack <= limit, float(counted.slack), f"bytes of room not in use; two blocks of {BLOCK} tokens are {limit:,}")
+        detail = f"bytes of room not in use; two blocks of {BLOCK} tokens are {limit:,}"
+        return Check("little slack", counted.slack <= limit, float(counted.slack), detail)
 
     def _disturbed(self, method: Method, disturb: Callable[[KVCache], None], tokens: Tensor) -> Tensor:
         """Final hidden states of ``tokens`` when what is stored was changed by ``disturb``."""
@@ -192,9 +185,11 @@ class Auditor:
             if is_out_of_memory(error):
                 raise
             if isinstance(error, KeyError):
-                return Check(False, None, "what is counted is the name of something else: changed, it was looked up and not found")
-            return Check(True, None, f"attention reads what is counted: it broke when that was changed ({type(error).__name__})")
-        return Check(gap > limit, min(gap, 1e30), detail)
+                return Check(
+                    "canary", False, None, "what is counted is the name of something else: changed, it was looked up and not found"
+                )
+            return Check("canary", True, None, f"attention reads what is counted: it broke when that was changed ({type(error).__name__})")
+        return Check("canary", gap > limit, min(gap, 1e30), detail)
 
     def _answers_as_plain(self, clean: Tensor) -> bool:
         return _largest(clean - self.plain) <= ROUNDINGS * torch.finfo(clean.dtype).eps * float(self.plain.abs().max())
@@ -210,13 +205,19 @@ class Auditor:
             return all(torch.equal(self._disturbed(method, change, self.after), clean) for change in changes)
 
         hidden = sum(map(silent, sorted(spots)))
-        return Check(not hidden, hidden / len(spots), f"share of {len(spots)} probed tokens that a head stores and never reads")
+        detail = f"share of {len(spots)} probed tokens that a head stores and never reads"
+        return Check("stored tokens are read", not hidden, hidden / len(spots), detail)
 
     def _identity(self) -> dict[str, Check]:
         """The baseline against the model's own forward, attention, ``DynamicCache`` and head, in the compute dtype."""
         prompt = None if self.streams else self.prompt
         found = {"identity": identity_gap(self.runner, self.tokens, self.after, prompt), "head": head_gap(self.runner, self.tokens)}
-        return {name: Check(gap.within, gap.size, gap.detail) for name, gap in found.items()}
+        return by_name(*(Check(name, gap.within, gap.size, gap.detail) for name, gap in found.items()))
+
+
+def by_name(*checks: Check) -> dict[str, Check]:
+    """In the order in which they were made."""
+    return {check.name: check for check in checks}
 
 
 def _largest(gap: Tensor) -> float:
@@ -236,7 +237,8 @@ def _ledger_check(cache: KVCache, shared: frozenset[int]) -> Check:
     plain = {t.untyped_storage().data_ptr() for t in _reachable(cache, shared)}
     held = sum(t.untyped_storage().nbytes() for at, t in found.items() if at in plain | parts and at not in skip)
     counted = cache.ledger().allocated
-    return Check(held == counted, float(held - counted), f"{held:,} bytes reachable from the cache, {counted:,} in the ledger")
+    detail = f"{held:,} bytes reachable from the cache, {counted:,} in the ledger"
+    return Check("ledger equals storages", held == counted, float(held - counted), detail)
 
 
 def _reachable(cache: KVCache, shared: frozenset[int], *, modules: bool = False) -> list[Tensor]:
@@ -251,4 +253,4 @@ def _given(cache: KVCache) -> list[Tensor]:
     return [*named, *(part.tensor for layer in cache.layers for part in layer.artefacts())]
 
 
-__all__ = ["Auditor", "Check", "Verdict"]
+__all__ = ["Auditor", "Verdict"]

@@ -21,6 +21,7 @@ from kvbench.caches.ledger import storage_bytes
 from kvbench.calibration import provide
 from kvbench.errors import UsageError
 from kvbench.instruments.audit import Auditor
+from kvbench.instruments.check import Check
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.session import Session
 from kvbench.instruments.tiny import FAMILIES, make_tiny_model
@@ -35,17 +36,6 @@ TINY = (1, 3, 5)
 LIMIT = 1e-10
 """Largest difference of final hidden states, float64."""
 Stage = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: its figure, the limit it must stay within, and what was compared."""
-
-    name: str
-    passed: bool
-    figure: float | str | None
-    limit: float | None
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +94,7 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
         raise
     except Exception as error:
         text = next(iter(str(error).splitlines()), "")
-        return Check(name, False, type(error).__name__, None, text)
+        return Check(name, False, type(error).__name__, text)
 
 
 class _Bench:
@@ -141,7 +131,7 @@ class _Bench:
 
     def check(self, name: str, a: Tensor, b: Tensor, detail: str) -> Check:
         gap = float((a - b).abs().nan_to_num(nan=torch.inf).max())
-        return Check(f"{name} ({self.family})", gap <= LIMIT, gap, LIMIT, detail)
+        return Check(f"{name} ({self.family})", gap <= LIMIT, gap, detail, LIMIT)
 
     def scored(self, runner: Runner, tokens: Tensor, *, stepwise: bool = False, ragged: bool = False) -> tuple[Tensor, KVCache]:
         """Hidden states that predict the continuation, and the cache that gave them."""
@@ -235,9 +225,9 @@ class _Bench:
                 prompt = runner.prefill(self.tokens[:, :split], self.method.needs)
                 by = [runner.continuation(prompt, runner.compress(self.method, prompt), fresh, stepwise=way) for way in (False, True)]
             except Exception as error:
-                return Check(name, False, f"{split} tokens: {type(error).__name__}", LIMIT, str(error) or "no message")
+                return Check(name, False, f"{split} tokens: {type(error).__name__}", str(error) or "no message", LIMIT)
             worst = max(worst, float((by[0] - by[1]).abs().nan_to_num(nan=torch.inf).max()))
-        return Check(name, worst <= LIMIT, worst, LIMIT, f"prompts of {', '.join(map(str, TINY))} tokens")
+        return Check(name, worst <= LIMIT, worst, f"prompts of {', '.join(map(str, TINY))} tokens", LIMIT)
 
     @torch.inference_mode()
     def kept(self) -> Check:
@@ -257,15 +247,13 @@ class _Bench:
         for layer in cache.layers:
             if isinstance(layer, EvictedLayer) and layer.positions is not None:
                 checked_index(layer.positions.view()[..., 0], layer.seen)
-        return Check(
-            f"kept tokens are tokens ({self.family})", True, None, None, f"{said} of {len(cache.layers)} layers say which they keep"
-        )
+        return Check(f"kept tokens are tokens ({self.family})", True, None, f"{said} of {len(cache.layers)} layers say which they keep")
 
     def ledger(self) -> Check:
         _, cache = self.scored(self.runner(), self.tokens)
         parts = [part.tensor for layer in cache.layers for part in layer.all_parts()]
         held, counted = storage_bytes(parts), cache.ledger().allocated
-        return Check(f"ledger = storages ({self.family})", held == counted, float(held - counted), 0.0, f"{counted:,} bytes counted")
+        return Check(f"ledger = storages ({self.family})", held == counted, float(held - counted), f"{counted:,} bytes counted", 0.0)
 
 
 def _walk(protocol: str, chunk: int) -> str:
@@ -291,8 +279,8 @@ def _audit(spec: MethodSpec, model: ModelSpec | None, stage: Stage) -> Iterator[
     except UsageError:
         raise
     except Exception as error:
-        yield Check("audit", False, type(error).__name__, None, next(iter(str(error).splitlines()), ""))
+        yield Check("audit", False, type(error).__name__, next(iter(str(error).splitlines()), ""))
         return
     for name, check in verdict.checks.items():
-        yield Check(f"audit: {name}", check.passed or (spec.label == BASELINE and name == "fewer bytes"), check.figure, None, check.detail)
-    yield Check("audit label", verdict.label in ("real", "reference"), verdict.label, None, f"at {run.context} tokens of {run.model.id}")
+        yield replace(check, name=f"audit: {name}", passed=check.passed or (spec.label == BASELINE and name == "fewer bytes"))
+    yield Check("audit label", verdict.label in ("real", "reference"), verdict.label, f"at {run.context} tokens of {run.model.id}")
