@@ -10,8 +10,7 @@ import orjson
 import pytest
 from stub_fixtures import stub_spec, stubbed  # noqa: F401
 
-from kvbench.displays import figures as displayed
-from kvbench.displays import table
+from kvbench.displays import ending
 from kvbench.displays.choosing import NAMES, choose
 from kvbench.displays.full import Full
 from kvbench.displays.json import Json
@@ -81,8 +80,8 @@ def full_row(label: str) -> Row:
 
 def test_the_table_has_every_figure_within_140_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [full_row("baseline"), full_row(LONG), replace(full_row("knorm"), status="failed", error="it broke " * 40)]
-    monkeypatch.setattr(table, "rows", lambda state: found)
-    text = table.render(replay(story()))
+    monkeypatch.setattr(ending, "rows", lambda state: found)
+    text = ending.render(replay(story()))
     assert max(map(len, text.splitlines())) <= 140
     figures = "23.46 ± 1.45|+12.35 [-10.25, +14.50]|0.0123|95.1|4.00\N{MULTIPLICATION SIGN}|3.00|123.5|65.4|900|real|22.5 KiB"
     for figure in figures.split("|"):
@@ -92,7 +91,7 @@ def test_the_table_has_every_figure_within_140_columns(monkeypatch: pytest.Monke
 
 
 def test_columns_that_nothing_filled_are_left_out() -> None:
-    text = table.render(replay(story()))
+    text = ending.render(replay(story()))
     assert "PPL" in text
     assert "tokens" not in text.splitlines()[3]
     assert "KL" not in text
@@ -102,27 +101,27 @@ def test_figures_follow_the_table_and_long_ones_are_cut_with_a_hint(monkeypatch:
     long = Table("words", "Many rows", ["method", "text"], [["knorm", f"row {i}"] for i in range(60)], 2)
     grids = [Grid("map", "Found", f"method {i}", ["a"], ["b"], [[1.0]]) for i in range(11)]
     tall = Grid("tall", "Found", "method", [str(i) for i in range(30)], ["b"], [[1.0]] * 30)
-    monkeypatch.setattr(displayed, "figures", lambda state: {"tasks": [long, *grids, tall]})
-    text = displayed.render_run(replay(story()), "mine")
-    assert text.startswith(table.render(replay(story())))
+    monkeypatch.setattr(ending, "figures", lambda state: {"tasks": [long, *grids, tall]})
+    text = ending.render_run(replay(story()), "mine")
+    assert text.startswith(ending.render(replay(story())))
     assert "tasks: Many rows" in text
     assert (text.count("row 15"), text.count("row 16")) == (1, 0)
     assert ("method 7" in text, "method 8" in text) == (True, False)
     assert text.endswith("left out: 44 rows of words; 3 heat maps of map; 1 heat map of tall\nall of it: kvbench report mine\n")
-    monkeypatch.setattr(displayed, "figures", lambda state: {})
-    assert displayed.render_run(replay(story()), "mine") == table.render(replay(story()))
+    monkeypatch.setattr(ending, "figures", lambda state: {})
+    assert ending.render_run(replay(story()), "mine") == ending.render(replay(story()))
 
 
 def test_without_perplexity_the_main_scores_make_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {"arc_easy": 0.625, "gsm8k": 0.4}
-    monkeypatch.setattr(table, "rows", lambda state: [Row("knorm", "done", 1.0, None, "real", headline=scores)])
-    lines = table.render(replay(story())).splitlines()
+    monkeypatch.setattr(ending, "rows", lambda state: [Row("knorm", "done", 1.0, None, "real", headline=scores)])
+    lines = ending.render(replay(story())).splitlines()
     assert [line.split() for line in lines[3:4]] == [["method", "arc_easy", "gsm8k", "audit"]]
     assert lines[6].split() == ["knorm", "62.5", "40.0", "real"]
 
 
 def test_a_run_that_goes_on_says_how_far_it_is() -> None:
-    text = table.render(replay(story()[:-2]))
+    text = ending.render(replay(story()[:-2]))
     assert "0 of 1 units are done" in text
 
 
@@ -141,7 +140,7 @@ def test_stdout_is_data_and_stderr_is_talk(tmp_path: Path, capsys: pytest.Captur
     assert display.watch(run, live=False) == "over"
     display.report(run, run.state())
     captured = capsys.readouterr()
-    assert captured.out == table.render(run.state())
+    assert captured.out == ending.render(run.state())
     assert f"result: {run.result}" in captured.err
 
 
@@ -173,4 +172,4 @@ def test_what_evaluators_did_without_is_named_under_the_table() -> None:
     row = MethodState("baseline", "done")
     prepared = {"tasks": {"left_out": {"arc_easy": "no file", "winogrande": "no file"}}, "needle": {"filler": "x"}}
     state = RunState(status="finished", spec=RunSpec(), methods={"baseline": row}, prepared=prepared)
-    assert "tasks went without arc_easy, winogrande: kvbench report says why\n" in table.render(state)
+    assert "tasks went without arc_easy, winogrande: kvbench report says why\n" in ending.render(state)

@@ -13,8 +13,8 @@ from test_evaluators import made_up
 from kvbench.compare import compare
 from kvbench.compare.render import text
 from kvbench.compare.sides import side_of
+from kvbench.displays.ending import render
 from kvbench.displays.plain import Plain
-from kvbench.displays.table import render
 from kvbench.figures import Grid, Table
 from kvbench.metrics import factors
 from kvbench.models.devices import choose_cache_dtype

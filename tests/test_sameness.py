@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-from kvbench.displays.table import render
+from kvbench.displays.ending import render
 from kvbench.engine.journal import SCHEMA
 from kvbench.instruments.kept_tokens import mark, written
 from kvbench.instruments.protocol import Runner

@@ -8,6 +8,8 @@ import click
 
 from kvbench.displays.streams import put, talk
 from kvbench.errors import UnknownName
+from kvbench.figures import Table
+from kvbench.figures.terminal import columns
 from kvbench.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -73,14 +75,12 @@ def _source(spec: ModelSpec, tokens: int) -> Source:
 
 
 def _tell(found: Surrogate) -> None:
-    from tabulate import tabulate
-
     if found.r2 is None:
         put(f"{found.kind} surrogate of {len(found.layers)} layers\n")
         return
-    rows = [[i, f"{r.mean():.3f}", f"{r.min():.3f}", f"{r.max():.3f}"] for i, r in enumerate(found.r2)]
-    rows.append(["all", f"{found.r2.mean():.3f}", f"{found.r2.min():.3f}", f"{found.r2.max():.3f}"])
-    put(tabulate(rows, headers=["layer", "R²", "lowest head", "highest head"], tablefmt="simple", disable_numparse=True) + "\n")
+    layers = {**{str(i): layer for i, layer in enumerate(found.r2)}, "all": found.r2}
+    rows = [[name, f"{r.mean():.3f}", f"{r.min():.3f}", f"{r.max():.3f}"] for name, r in layers.items()]
+    put(columns(Table("r2", "", ["layer", "R²", "lowest head", "highest head"], rows, left=4)) + "\n")
     ridge = "" if found.strength is None else f", ridge penalty {found.strength:g}"
     put(f"{found.kind}: learnt from {found.tokens:,} tokens, tested on {found.held_out:,} others{ridge}\n")
 

@@ -18,6 +18,7 @@ from kvbench.printable import printable_data
 from kvbench.record.results import load
 from kvbench.record.unreadable import figures_of
 
+_WRITERS = {"markdown": render.markdown_text, "latex": render.latex_text, "csv": render.csv_text}
 _COLOURS = {"better": "green", "worse": "red", "differs": "yellow", "not comparable": "magenta"}
 
 
@@ -25,7 +26,7 @@ _COLOURS = {"better": "green", "worse": "red", "differs": "yellow", "not compara
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--fail-on", "limits", multiple=True, metavar="[METHOD/]METRIC:+N[%]", help="Exit with 1 if B is shown to be worse by more.")
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "json", "csv"]), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "latex", "json", "csv"]), default="text", show_default=True)
 @click.option(
     "--output-dir", default="bench_results", show_default=True, type=click.Path(path_type=Path), help="Where run names are looked up."
 )
@@ -63,12 +64,10 @@ def _side(text: str, output_dir: Path) -> Side:
 
 
 def _rendered(found: Comparison, checked: Checked, form: str) -> str:
-    if form == "markdown":
-        return render.markdown(found)
     if form == "json":
         return render.json(found, checked.crossed)
-    if form == "csv":
-        return render.csv_text(found)
+    if form in _WRITERS:
+        return _WRITERS[form](found)
     columns = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 120
     return render.text(found, _paint if sys.stdout.isatty() else render.plain, width=max(80, min(120, columns)))
 

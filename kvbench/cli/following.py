@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from kvbench.displays.base import Display
-from kvbench.displays.figures import called
+from kvbench.displays.ending import called
 from kvbench.displays.streams import talk
 from kvbench.engine import start
 from kvbench.engine.journal import RunFolder

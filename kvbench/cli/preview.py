@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from kvbench.budgeting.expected import ShapeScale, Unknown, expected_bytes
 from kvbench.budgeting.solver import Solution, solve
 from kvbench.engine.plan import Plan, complete, plan
+from kvbench.figures import Table
+from kvbench.figures.terminal import columns
 from kvbench.formats import NONE, TIMES, fixed, size
 from kvbench.metrics import factors
 from kvbench.models.ahead import config_ahead
@@ -54,8 +56,6 @@ def _question(spec: RunSpec, config: Config | None) -> list[str]:
 
 
 def _methods(made: Plan, known: Known | None) -> str:
-    from tabulate import tabulate
-
     solved = _solved(made.spec, known)
     sizes = {label: _bytes(method, made.spec, known) for label, method in made.methods.items() if label not in solved}
     sizes |= {label: found.stored for label, found in solved.items()}
@@ -66,9 +66,7 @@ def _methods(made: Plan, known: Known | None) -> str:
     ]
     of = known.cache_dtype if known else None
     heads = ["method", "", "stored, expected", factors.titled("factor", of), *(["to meet its budget"] if solved else [])]
-    align = ("left", "left", "right", "right", *(["left"] if solved else []))
-    table = tabulate(rows, headers=heads, tablefmt="simple", colalign=align, disable_numparse=True)
-    return "\n".join([table, *_notes(made, known, sizes)])
+    return "\n".join([columns(Table("methods", "", heads, rows, sides="llrrl"[: len(heads)])), *_notes(made, known, sizes)])
 
 
 def _notes(made: Plan, known: Known | None, sizes: Mapping[str, int | None]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kvbench.cli import options
-from kvbench.displays.figures import called, render_run
+from kvbench.displays.ending import called, render_run
 from kvbench.displays.streams import put, talk
 from kvbench.engine.journal import EVENTS, find_run
 from kvbench.errors import ResultError

@@ -6,6 +6,8 @@ import click
 
 from kvbench.displays.streams import put, talk
 from kvbench.errors import ExitCode
+from kvbench.figures import Table
+from kvbench.figures.terminal import columns
 from kvbench.spec import ModelSpec
 
 COUNTED = 20
@@ -21,14 +23,12 @@ def verify(context: click.Context, method: str, model: str | None) -> None:
 
     METHOD is a name with parameters, such as kivi:bits=2. Exit code 9 if a check fails.
     """
-    from tabulate import tabulate
 
     from kvbench.instruments.verify import verify as run_checks
 
     checks = run_checks(method, _stage, model=ModelSpec(id=model) if model else None)
     rows = [["ok" if c.passed else "FAILED", c.name, _figure(c.figure), _figure(c.limit), c.detail] for c in checks]
-    table = tabulate(rows, headers=["", "check", "figure", "limit", "detail"], tablefmt="simple", disable_numparse=True)
-    put(f"{table}\n")
+    put(f"{columns(Table('checks', '', ['', 'check', 'figure', 'limit', 'detail'], rows, left=5))}\n")
     failed = sum(not c.passed for c in checks)
     talk(f"{len(checks) - failed} of {len(checks)} checks passed")
     if failed:

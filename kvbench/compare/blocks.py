@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from kvbench.compare.figures import both, change_text, interval_text, p_text, unit_of
+from kvbench.compare.digits import both, change_text, interval_text, p_text, unit_of
 from kvbench.compare.judge import WORDS, Finding
+from kvbench.figures import Table
+from kvbench.figures.fit import GAP, HEADING_ROOM
 from kvbench.metrics.paired import BOOTSTRAP, MCNEMAR, SIGN, STUDENT
 
 Cell = Literal["heading", "quiet", "better", "worse", "differs", "not comparable"]
 _HOW = {"exact": "by value", "paired": "not tested", "noisy": "medians of repeats, Mann-Whitney"}
 _TESTS = {MCNEMAR: "exact McNemar test", BOOTSTRAP: "paired bootstrap", STUDENT: "paired t test", SIGN: "sign test"}
-_GAP = 2
-_TITLE_PADDING = 2
-"""tabulate makes every column this much wider than its title, and leaves a gap between columns."""
+_LEFT = ("method", "point", "p (Holm)", "verdict")
+"""Columns that are set to the left."""
 _NARROWEST = 12
 
 
@@ -55,15 +56,16 @@ def shared_line(findings: Sequence[Finding]) -> str | None:
     return None
 
 
-def block_rows(findings: Sequence[Finding], width: int | None, *, with_holm: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; columns that would be empty are left out, and long names are cut to keep to ``width``."""
+def block(findings: Sequence[Finding], width: int | None, *, with_holm: bool = False) -> Table:
+    """The block as a table; columns that would be empty are left out, and long names are cut to keep to ``width``."""
     _, size = unit_of(findings)
     shared = _shared_point(findings)
     rows = [_row(f, size, shared, with_holm) for f in findings]
     header = ["method", "point", "A", "B", "change", "95 % interval", "p", *(["p (Holm)"] if with_holm else []), "verdict"]
     kept = [i for i, name in enumerate(header) if name not in ("point", "95 % interval", "p", "p (Holm)") or any(row[i] for row in rows)]
     header, rows = [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    return header, rows if width is None else _fit(header, rows, width)
+    sides = "".join("l" if name in _LEFT else "r" for name in header)
+    return Table(findings[0].metric, heading(findings), header, rows if width is None else _fit(header, rows, width), sides=sides)
 
 
 def _row(f: Finding, size: float, shared: Sequence[str], with_holm: bool) -> list[str]:
@@ -85,8 +87,8 @@ def _fit(header: Sequence[str], rows: Sequence[list[str]], width: int) -> list[l
     """Cut the verdict's note, then the method, then the point, each no shorter than it must be."""
     rows = [list(row) for row in rows]
     for name, least in (("verdict", 30), ("method", 24), ("point", _NARROWEST), ("method", _NARROWEST), ("verdict", 9)):
-        widths = [max(len(title) + _TITLE_PADDING, *(len(row[i]) for row in rows)) for i, title in enumerate(header)]
-        excess = sum(widths) + _GAP * (len(widths) - 1) - width
+        widths = [max(len(title) + HEADING_ROOM, *(len(row[i]) for row in rows)) for i, title in enumerate(header)]
+        excess = sum(widths) + GAP * (len(widths) - 1) - width
         if excess <= 0:
             break
         if name not in header:

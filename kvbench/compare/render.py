@@ -1,20 +1,20 @@
-"""A comparison as text, Markdown, JSON or CSV. Each renderer returns the whole of stdout."""
+"""A comparison as text, Markdown, LaTeX, JSON or CSV. Each renderer returns the whole of stdout."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from itertools import groupby
 from typing import Any
 
 import orjson
 
-from kvbench.compare.blocks import Cell, block_rows, cut, heading, shared_line
+from kvbench.compare.blocks import Cell, block, cut, heading, shared_line
 from kvbench.compare.comparison import Comparison
 from kvbench.compare.judge import WORDS, Finding, Verdict
+from kvbench.compare.sides import Side
+from kvbench.figures import Table, csv, latex, markdown, terminal
 from kvbench.metrics.paired import ALPHA
 
 Paint = Callable[[str, Cell], str]
@@ -38,19 +38,25 @@ def text(comparison: Comparison, paint: Paint = plain, width: int = 120) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown_text(comparison: Comparison) -> str:
     """GitHub tables, with p and Holm's adjusted p, nothing cut."""
-    parts = [f"**{mark}** {side.name}: {side.about}" for mark, side in (("A", comparison.a), ("B", comparison.b))]
-    for findings in _by_metric(comparison):
-        parts.append(f"### {heading(findings)}\n\n" + _github(*block_rows(findings, width=None, with_holm=True)))
+    parts = [f"**{mark}** {side.name}: {side.about}" for mark, side in _marked(comparison)]
+    parts += [f"### {table.title}\n\n{markdown.aligned(table)}" for table in _whole(comparison)]
     parts += [part for part in (_alone(comparison), _footer(comparison)) if part]
     return "\n\n".join(parts) + "\n"
+
+
+def latex_text(comparison: Comparison) -> str:
+    """Tables for a paper, as Markdown has them; what else there is to say is in remarks."""
+    sides = latex.remarks([f"{mark} {side.name}: {side.about}" for mark, side in _marked(comparison)])
+    words = latex.remarks([*_alone(comparison).splitlines(), *_footer(comparison).splitlines()])
+    return "\n\n".join([sides, *map(latex.floating, _whole(comparison)), words]) + "\n"
 
 
 def json(comparison: Comparison, crossed: Sequence[str] = ()) -> str:
     """Everything, raw: one object; ``crossed`` holds the lines of thresholds that fail."""
     data = {
-        "a": _side(comparison, "a"), "b": _side(comparison, "b"), "warnings": comparison.warnings,
+        "a": _side(comparison.a), "b": _side(comparison.b), "warnings": comparison.warnings,
         "only_in_a": comparison.only_a, "only_in_b": comparison.only_b,
         "alpha": ALPHA, "tests": comparison.tests, "shown": comparison.shown, "crossed": list(crossed),
         "findings": [_flat(f) for f in comparison.findings],
@@ -60,12 +66,7 @@ def json(comparison: Comparison, crossed: Sequence[str] = ()) -> str:
 
 def csv_text(comparison: Comparison) -> str:
     """One line a finding, the same fields as in JSON."""
-    out = io.StringIO()
-    rows = [_flat(f) for f in comparison.findings]
-    writer = csv.DictWriter(out, FLAT_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv.table(FLAT_FIELDS, [list(_flat(f).values()) for f in comparison.findings])
 
 
 FLAT_FIELDS = (
@@ -82,62 +83,45 @@ def _flat(f: Finding) -> dict[str, Any]:
     return {name: found[name] for name in FLAT_FIELDS}
 
 
-def _side(comparison: Comparison, which: str) -> Mapping[str, Any]:
-    side = getattr(comparison, which)
-    return {
-        "name": side.name,
-        "about": side.about,
-        "complete": side.complete,
-        "facts": side.facts,
-        "settings": side.settings,
-        "environment": side.environment,
-    }
+def _side(side: Side) -> dict[str, Any]:
+    return {f.name: getattr(side, f.name) for f in fields(side) if f.name != "methods"}
 
 
 def _by_metric(comparison: Comparison) -> Iterator[list[Finding]]:
     return (list(group) for _, group in groupby(comparison.findings, key=lambda f: f.metric))
 
 
+def _whole(comparison: Comparison) -> Iterator[Table]:
+    return (block(findings, width=None, with_holm=True) for findings in _by_metric(comparison))
+
+
 def _table(findings: Sequence[Finding], paint: Paint, width: int) -> str:
-    from tabulate import tabulate
-
-    header, rows = block_rows(findings, width=width - 2)
-    kinds = [WORDS[f.verdict] or "quiet" for f in findings]
-    painted = [[*row[:-1], paint(row[-1], kind)] for row, kind in zip(rows, kinds, strict=True)]  # type: ignore[arg-type]
-    align = ["right" if name in ("A", "B", "change", "95 % interval", "p") else "left" for name in header]
-    return tabulate(painted, header, tablefmt="simple", colalign=align, disable_numparse=True)
-
-
-def _github(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    from tabulate import tabulate
-
-    safe = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return tabulate(safe, header, tablefmt="github", disable_numparse=True)
+    table = block(findings, width=width - 2)
+    kinds: list[Cell] = [WORDS[f.verdict] or "quiet" for f in findings]  # type: ignore[misc]
+    painted = [[*row[:-1], paint(row[-1], kind)] for row, kind in zip(table.rows, kinds, strict=True)]
+    return terminal.columns(replace(table, rows=painted))
 
 
 def _indent(block: str) -> str:
     return "\n".join(f"  {line}" for line in block.splitlines())
 
 
+def _marked(comparison: Comparison) -> tuple[tuple[str, Side], ...]:
+    return ("A", comparison.a), ("B", comparison.b)
+
+
 def _sides(comparison: Comparison, paint: Paint, width: int) -> str:
-    sides = (("A", comparison.a), ("B", comparison.b))
-    return "\n".join(f"{paint(f'{mark}  {side.name}', 'heading')}\n   {cut(side.about, width - 3)}" for mark, side in sides)
+    return "\n".join(f"{paint(f'{mark}  {side.name}', 'heading')}\n   {cut(side.about, width - 3)}" for mark, side in _marked(comparison))
 
 
 def _tally(comparison: Comparison, paint: Paint) -> str:
     """How many verdicts of each kind a metric has; nothing for a single metric, where the table says it."""
-    from tabulate import tabulate
-
-    groups = list(_by_metric(comparison))
+    groups = [(findings[0].metric, Counter(f.verdict for f in findings)) for findings in _by_metric(comparison)]
     if len(groups) < 2:
         return ""
-    rows = []
-    for findings in groups:
-        counts = Counter(f.verdict for f in findings)
-        rows.append([findings[0].metric, *(str(counts[verdict] or "") for verdict, _ in _TALLIED)])
-    header = ["metric", *(word for _, word in _TALLIED)]
-    align = ["left", *["right"] * len(_TALLIED)]
-    return f"{paint('verdicts', 'heading')}\n" + _indent(tabulate(rows, header, tablefmt="simple", colalign=align, disable_numparse=True))
+    rows = [[metric, *(str(counts[verdict] or "") for verdict, _ in _TALLIED)] for metric, counts in groups]
+    table = Table("verdicts", "", ["metric", *(word for _, word in _TALLIED)], rows, sides="l" + "r" * len(_TALLIED))
+    return f"{paint('verdicts', 'heading')}\n{_indent(terminal.columns(table))}"
 
 
 def _alone(comparison: Comparison) -> str:

@@ -7,9 +7,8 @@ from contextlib import suppress
 from typing import TextIO
 
 from kvbench.displays.base import Outcome
-from kvbench.displays.figures import called, render_run
+from kvbench.displays.ending import called, header, render_run
 from kvbench.displays.streams import put
-from kvbench.displays.table import header
 from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import follow
 from kvbench.formats import TIMES, duration, fixed, size

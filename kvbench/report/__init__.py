@@ -1,13 +1,16 @@
-"""All that a run found, in one document: read from ``result.json`` alone, written as text, Markdown or HTML."""
+"""All that a run found, in one document: read from ``result.json`` alone, written as text, Markdown, HTML or LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from kvbench.figures import latex, markdown, terminal
 from kvbench.report.content import Report, Section, build
+from kvbench.report.document import Writer, document
 
-FORMATS = ("text", "markdown", "html")
+FORMATS = ("text", "markdown", "html", "latex")
+_WRITERS: Mapping[str, Writer] = {"text": terminal, "markdown": markdown, "latex": latex}
 
 __all__ = ["FORMATS", "Report", "Section", "build", "write"]
 
@@ -15,14 +18,9 @@ __all__ = ["FORMATS", "Report", "Section", "build", "write"]
 def write(result: Mapping[str, Any], form: str) -> str:
     """The report of a loaded result in one of ``FORMATS``."""
     report = build(result)
-    if form == "html":
-        from kvbench.report.html import html
+    if form != "html":
+        return document(report, _WRITERS[form])
+    from kvbench.figures import html
+    from kvbench.report.scatter import scatter
 
-        return html(report)
-    if form == "markdown":
-        from kvbench.report.markdown import markdown
-
-        return markdown(report)
-    from kvbench.report.text import text
-
-    return text(report)
+    return html.page("report/report.html", report=report, scatter=scatter)

@@ -13,8 +13,8 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from kvbench.engine.journal import RunFolder
+from kvbench.figures.colours import method_colours
 from kvbench.tui.arranged import Arranged
-from kvbench.tui.colours import method_colours
 from kvbench.tui.commands import commands
 from kvbench.tui.feed import LapseFeed
 from kvbench.tui.pace import Pace

@@ -13,7 +13,7 @@ from kvbench.printable import printable, printable_data
 from kvbench.record import events as ev
 from kvbench.record.state import RunState, apply
 from kvbench.tui.feed import Feed
-from kvbench.tui.figures import LiveFigures
+from kvbench.tui.live_figures import LiveFigures
 from kvbench.tui.log import line_of
 from kvbench.tui.rows import LiveRows
 

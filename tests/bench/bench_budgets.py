@@ -20,7 +20,7 @@ from typing import Any
 from benching import Column, arguments, closing, option, picked, table
 
 from kvbench.cli.question import spec_of
-from kvbench.displays.table import header
+from kvbench.displays.ending import header
 from kvbench.engine import start
 from kvbench.metrics.row import Row
 from kvbench.record import results

@@ -20,10 +20,10 @@ from benching import arguments, closing, command, picked, timed
 
 from kvbench.engine.journal import RunFolder
 from kvbench.figures import Table
+from kvbench.figures.terminal import draw_table
 from kvbench.record import events as ev
 from kvbench.record.state import RunState, replay
 from kvbench.record.summary import figures
-from kvbench.report.text import draw
 
 METHODS = "streaming_llm,knorm,keydiff,tova,h2o,snapkv,pyramidkv,adakv,int8,int4,kivi"
 """With the baseline, 12; random eviction, the control that every run has, goes beside them."""
@@ -43,7 +43,7 @@ def main() -> None:
     units = [e.seconds for e in events if isinstance(e, ev.UnitFinished) and e.unit.startswith("needle/")]
     for figure in figures(state)["needle"]:
         if isinstance(figure, Table):
-            print(draw(figure), end="\n\n")
+            print(draw_table(figure), end="\n\n")
     closing(
         "needle", **picked(given, "lengths depths kinds"), cells=len(units), methods=len(state.methods), seconds=round(seconds, 1),
         grid_seconds=round(sum(units), 1), slowest_cell_seconds=round(max(units), 1), goal_seconds=GOAL_SECONDS,

@@ -22,12 +22,12 @@ from kvbench.record.events import RecordMade
 from kvbench.record.state import RunState, apply, replay
 from kvbench.record.summary import rows
 from kvbench.spec import EvaluatorSpec, SweepRow, SweepSpec
-from kvbench.tui import figures as live
+from kvbench.tui import live_figures as live
 from kvbench.tui.app import Dashboard
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.columns import columns, columns_of, plan
 from kvbench.tui.feed import LapseFeed
-from kvbench.tui.figures import REST, LiveFigures, clean, sound
+from kvbench.tui.live_figures import REST, LiveFigures, clean, sound
 from kvbench.tui.panels import PlotPanel
 from kvbench.tui.plots import PLOTS, Scene, View, grid, heat, opening, scores
 from kvbench.tui.reading import Reading

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from made_up_run import FIGURES, events, spec
 
+from kvbench.figures.axes import Scale, padded
+from kvbench.figures.colours import method_colours
 from kvbench.formats import duration, fixed, plain_number, signed, size
 from kvbench.metrics.row import Row
 from kvbench.record import events as ev
 from kvbench.record.state import RunState, apply, replay
 from kvbench.record.summary import rows
 from kvbench.tui import panel_facts
-from kvbench.tui.axes import Scale, padded
 from kvbench.tui.canvas import Canvas, bar, spark
-from kvbench.tui.colours import method_colours
 from kvbench.tui.columns import best_labels, columns, ordered, plan
 from kvbench.tui.details import details
 from kvbench.tui.feed import LAPSE_SECONDS, LapseFeed

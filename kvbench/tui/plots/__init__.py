@@ -9,7 +9,7 @@ from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import TIMES
 from kvbench.record.state import RunState
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.figures import shows_figures
+from kvbench.tui.live_figures import shows_figures
 from kvbench.tui.plots.grid import draw_grid, scroll_grid
 from kvbench.tui.plots.memory import draw_memory
 from kvbench.tui.plots.pareto import draw_pareto

@@ -9,7 +9,7 @@ from typing import TypeVar
 from kvbench.figures import Figure
 from kvbench.formats import shorten
 from kvbench.tui.canvas import Canvas
-from kvbench.tui.figures import shows_figures
+from kvbench.tui.live_figures import shows_figures
 from kvbench.tui.plots.scene import Scene, nothing_yet, say
 
 Key = tuple[str, str]

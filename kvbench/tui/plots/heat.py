@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import Literal
 
 from rich.style import Style
-from textual.color import Color
 
 from kvbench.figures import Grid
+from kvbench.figures.colours import blend
 from kvbench.formats import fixed
 from kvbench.tui.canvas import LEVELS, Canvas
 from kvbench.tui.theme import Palette
@@ -33,28 +33,20 @@ class Look:
     decimals: int
 
 
-def share(grid: Grid, value: float) -> float:
-    """Where a value lies between the scale's ends, 0 to 1; what is no number lies at the bad end."""
-    if not math.isfinite(value):
-        return 0.0 if grid.good != "low" else 1.0
-    return min(1.0, max(0.0, (value - grid.low) / ((grid.high - grid.low) or 1.0)))
-
-
 @lru_cache(maxsize=512)
 def _colour(step: int, good: str, palette: Palette) -> str:
     """The colour of a 64th of the scale: from bad over middling to good, or from faint to strong where neither end is good."""
     at = step / 64
     if good not in ("high", "low"):
-        return Color.parse(palette.faint).blend(Color.parse(palette.primary), at).hex6
+        return blend(palette.faint, palette.primary, at)
     at = at if good == "high" else 1 - at
-    bad, middle, best = (Color.parse(c) for c in (palette.error, palette.accent, palette.success))
-    mixed = bad.blend(middle, at * 2) if at < 0.5 else middle.blend(best, at * 2 - 1)
-    return mixed.blend(Color.parse(palette.background), 0.08).hex6
+    bad, middle, best = palette.error, palette.accent, palette.success
+    return blend(blend(bad, middle, at * 2) if at < 0.5 else blend(middle, best, at * 2 - 1), palette.background, 0.08)
 
 
 def colour(grid: Grid, value: float, palette: Palette) -> str:
     """``#rrggbb`` of a value."""
-    return _colour(round(share(grid, value) * 64), grid.good, palette)
+    return _colour(round(grid.share(value) * 64), grid.good, palette)
 
 
 def decimals(grids: Sequence[Grid]) -> int:
@@ -99,8 +91,8 @@ def draw_cell(canvas: Canvas, at: tuple[int, int], grid: Grid, value: float | No
         return
     ground = colour(grid, value, palette)
     if look.mode == "glyph":
-        style = _paint(ground, Color.parse(palette.background).blend(Color.parse(ground), 0.22).hex6)
-        texts = [block * width for block in _pillar(share(grid, value), height)]
+        style = _paint(ground, blend(palette.background, ground, 0.22))
+        texts = [block * width for block in _pillar(grid.share(value), height)]
     else:
         style, figure = _paint(palette.background, ground), (full if look.mode == "full" else short)(value, look.decimals)
         texts = [" " * width] * height
@@ -126,7 +118,7 @@ def draw_scale(canvas: Canvas, x: int, y: int, width: int, grid: Grid, mode: Mod
         value = grid.low + (grid.high - grid.low) * at / max(1, width - 1)
         ground = colour(grid, value, palette)
         if mode == "glyph":
-            canvas.text(x + at, y, _pillar(share(grid, value), 1)[0], palette.ink(ground))
+            canvas.text(x + at, y, _pillar(grid.share(value), 1)[0], palette.ink(ground))
         else:
             canvas.text(x + at, y, "█", _paint(ground, ground))
 

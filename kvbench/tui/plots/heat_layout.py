@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kvbench.figures import Grid
 from kvbench.spec import BASELINE
-from kvbench.tui.figures import SWEEP
+from kvbench.tui.live_figures import SWEEP
 from kvbench.tui.plots.chosen import current, cut, figures_of, wrapped
 from kvbench.tui.plots.heat import MODES, Look, decimals, mode_for, turned, unmeasured
 from kvbench.tui.plots.scene import Scene, View

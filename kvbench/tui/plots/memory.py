@@ -6,9 +6,10 @@ from itertools import pairwise
 
 from rich.style import Style
 
+from kvbench.figures.axes import Scale
 from kvbench.formats import GIB, MIB, duration, plain_number, size
-from kvbench.tui.axes import Frame, Scale, framed
 from kvbench.tui.canvas import Canvas
+from kvbench.tui.frame import Frame, framed
 from kvbench.tui.panel_facts import memory_series
 from kvbench.tui.plots.scene import Scene, say, too_small
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kvbench.figures.axes import Scale
 from kvbench.formats import MIB
 from kvbench.metrics import factors
 from kvbench.spec import BASELINE
-from kvbench.tui.axes import Frame, Scale, framed
 from kvbench.tui.canvas import Canvas
+from kvbench.tui.frame import Frame, framed
 from kvbench.tui.panel_facts import Point, frontier, points
 from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
 

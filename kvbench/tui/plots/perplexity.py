@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from kvbench.figures.axes import Scale, padded
 from kvbench.formats import fixed
 from kvbench.spec import BASELINE
-from kvbench.tui.axes import Frame, Scale, framed, padded
 from kvbench.tui.canvas import Canvas
+from kvbench.tui.frame import Frame, framed
 from kvbench.tui.panel_facts import running_perplexity
 from kvbench.tui.plots.scene import Scene, nothing_yet, spread, too_small
 
