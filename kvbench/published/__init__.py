@@ -9,15 +9,14 @@ figure has read it at the place that the entry names.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import msgspec
+from msgspec import Meta, Struct, ValidationError, convert
 
-from kvbench.errors import PublishedError, UsageError, nearest
+from kvbench.errors import PublishedError, UsageError
 from kvbench.files import read_text
 from kvbench.spec import MethodSpec
 
@@ -33,19 +32,13 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "attention_speed": ("×",),
 }
 """What a figure may be of, and the units that it may have. ``×`` is "times better than the source's own baseline"."""
-PROTOCOLS: Mapping[str, str] = {
-    "prefill": "the prompt attends to itself uncompressed and is compressed once; what follows reads the compressed cache",
-    "streaming": "compressed from the first token on, token by token",
-    "one-pass": "one forward over the whole text, whose attention already reads compressed keys and values",
-    "generation": "free-running generation, timed or weighed",
-    "unstated": "what was read does not say",
-}
-QUESTIONS = ("", "hidden", "visible")
-"""Whether compression could see the question; empty where that does not arise or is not said."""
+Protocol = Literal["prefill", "streaming", "one-pass", "generation", "unstated"]
+"""What reads the compressed cache: what follows a prompt that attended to itself uncompressed (``prefill``); every token from
+the first on (``streaming``); the whole text in one forward (``one-pass``); text that is freely written (``generation``)."""
+Words = Annotated[str, Meta(pattern=r"\S")]
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """Where figures are printed.
 
     Attributes:
@@ -54,11 +47,15 @@ class Source:
         via: What was read in its place, where the source itself was not.
     """
 
-    title: str
+    title: Words
     arxiv: str = ""
     url: str = ""
     version: str = ""
     via: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.where.strip():
+            raise ValueError("no arxiv or url: a figure without its source is not shown")
 
     @property
     def where(self) -> str:
@@ -66,8 +63,7 @@ class Source:
         return f"arXiv {self.arxiv}" if self.arxiv else self.url
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One published figure.
 
     Attributes:
@@ -77,31 +73,42 @@ class Entry:
             (``gsm8k``), or a suite's part (``longbench/average``).
         value, baseline: As printed; the baseline is the same source's figure without compression.
         setting: The source's own words for bits, ratio, rank or budget. context: Tokens, if it is one length.
-        protocol: One of ``PROTOCOLS``. scored: How it was measured, in plain words.
-        question: One of ``QUESTIONS``. harness: Whose prompts and scoring (``lm-eval``, ``LongBench``), if any.
-        hardware: Where times and memory were taken.
+        scored: How it was measured, in plain words.
+        question: Whether compression could see the question; empty where that does not arise or is not said.
+        harness: Whose prompts and scoring (``lm-eval``, ``LongBench``), if any. hardware: Where times and memory were taken.
         place: Table, section or heading. via: As ``Source.via``, for this entry. note: What a reader must know.
     """
 
-    model: str
+    source: Source
+    model: Words
     metric: str
     value: Decimal
     unit: str
-    setting: str
-    protocol: str
-    scored: str
-    place: str
-    source: Source
+    setting: Words
+    protocol: Protocol
+    scored: Words
+    place: Words
     method: str = ""
     exact: bool = True
     task: str = ""
     baseline: Decimal | None = None
     context: int | None = None
-    question: str = ""
+    question: Literal["", "hidden", "visible"] = ""
     harness: str = ""
     hardware: str = ""
     via: str = ""
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.unit not in METRICS.get(self.metric, ()):
+            known = ", ".join(f"{metric} ({' or '.join(units)})" for metric, units in METRICS.items())
+            raise ValueError(f"'metric' is '{self.metric}' and 'unit' is '{self.unit}'; there are {known}")
+        if not all(value is None or value.is_finite() for value in (self.value, self.baseline)):
+            raise ValueError("'value' and 'baseline' must be finite numbers")
+        try:
+            _ = self.spec
+        except UsageError as error:
+            raise ValueError(f"'method': {error.message}") from error
 
     @property
     def spec(self) -> MethodSpec | None:
@@ -120,8 +127,10 @@ class Entry:
         return ", ".join(told) + (f"; read in: {via}" if via else "")
 
 
-_KEYS = {f.name for f in fields(Entry)} - {"source"}
-_TABLES = {"source", "defaults", "entries"}
+class _File(Struct, forbid_unknown_fields=True):
+    source: Source
+    entries: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+    defaults: dict[str, Any] = {}  # msgspec copies it
 
 
 def load(folder: Path | None = None) -> tuple[Entry, ...]:
@@ -136,77 +145,15 @@ def load(folder: Path | None = None) -> tuple[Entry, ...]:
 
 
 def _read(path: Path) -> list[Entry]:
+    where = path.name
     try:
-        found = tomllib.loads(read_text(path), parse_float=Decimal)
+        file = convert(tomllib.loads(read_text(path), parse_float=Decimal), _File)
+        found = []
+        for place, data in enumerate(file.entries, 1):
+            where = f"{path.name}, entry {place} ({data.get('method')}, {data.get('task') or data.get('metric')})"
+            found.append(convert({"source": file.source, **file.defaults, **data}, Entry))
+    except ValidationError as error:
+        raise PublishedError(f"published figures {where}: {error}", hint="kvbench/docs/published.md has the fields") from error
     except (ValueError, RecursionError, OSError) as error:  # no TOML, no UTF-8, or too long a number or too deep a nesting
-        raise PublishedError(f"published figures {path.name} cannot be read: {error}", hint="correct the file") from error
-    _check_keys(path.name, found, _TABLES)
-    source = _source(path.name, found.get("source"))
-    defaults, entries = found.get("defaults", {}), found.get("entries")
-    if not isinstance(defaults, dict) or not isinstance(entries, list) or not entries:
-        raise PublishedError(f"published figures {path.name} have no entries", hint="write [[entries]] and, if any, [defaults]")
-    _check_keys(f"{path.name}, [defaults]", defaults, _KEYS)
-    return [_entry(f"{path.name}, entry {place}", defaults, data, source) for place, data in enumerate(entries, 1)]
-
-
-def _source(file: str, data: Any) -> Source:
-    if not isinstance(data, dict):
-        raise PublishedError(f"published figures {file} have no source", hint="write [source] with title and arxiv or url")
-    where = f"{file}, [source]"
-    _check_keys(where, data, {f.name for f in fields(Source)})
-    source: Source = _converted(where, data, Source)
-    for name, value in (("title", source.title), ("arxiv or url", source.where)):
-        if not value.strip():
-            raise PublishedError(f"published figures {where}: no {name}", hint="a figure without its source is not shown")
-    return source
-
-
-def _entry(where: str, defaults: Mapping[str, Any], data: Any, source: Source) -> Entry:
-    if not isinstance(data, dict):
-        raise PublishedError(f"published figures {where} is no table", hint="write [[entries]]")
-    _check_keys(where, data, _KEYS)
-    merged = {**defaults, **data}
-    where += f" ({merged.get('method') or 'no method'}, {merged.get('task') or merged.get('metric')})"
-    blank = {"title": source.title, "arxiv": source.arxiv, "url": source.url}
-    found: Entry = _converted(where, {**merged, "source": blank}, Entry)
-    entry = replace(found, source=source)
-    _check_entry(where, entry)
-    return entry
-
-
-def _check_entry(where: str, entry: Entry) -> None:
-    known: Sequence[tuple[str, str, Sequence[str]]] = (
-        ("metric", entry.metric, tuple(METRICS)),
-        ("unit", entry.unit, METRICS.get(entry.metric, ())),
-        ("protocol", entry.protocol, tuple(PROTOCOLS)),
-        ("question", entry.question, QUESTIONS),
-    )
-    for name, value, allowed in known:
-        if value not in allowed:
-            raise PublishedError(f"published figures {where}: '{name}' is '{value}'", hint=f"use one of {', '.join(allowed)}")
-    for name in ("model", "setting", "scored", "place"):
-        if not getattr(entry, name).strip():
-            raise PublishedError(f"published figures {where}: '{name}' is empty", hint="say what the source says, or that it does not")
-    if not all(value is None or value.is_finite() for value in (entry.value, entry.baseline)):
-        raise PublishedError(f"published figures {where}: 'value' and 'baseline' must be finite numbers")
-    try:
-        _ = entry.spec
-    except UsageError as error:
-        raise PublishedError(f"published figures {where}: 'method': {error.message}", hint=error.hint) from error
-
-
-def _check_keys(where: str, data: Mapping[str, Any], known: set[str]) -> None:
-    for key in data:
-        if key not in known:
-            near = nearest(key, known)
-            meant = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise PublishedError(f"published figures {where}: unknown '{key}'{meant}", hint=f"known: {', '.join(sorted(known))}")
-
-
-def _converted(where: str, data: Mapping[str, Any], cls: type[Any]) -> Any:
-    try:
-        return msgspec.convert(data, cls)
-    except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$.")
-        field = f"'{place.rstrip('`')}': " if place else ""
-        raise PublishedError(f"published figures {where}: {field}{reason}", hint="correct the file") from error
+        raise PublishedError(f"published figures {where} cannot be read: {error}", hint="correct the file") from error
+    return found

@@ -1,16 +1,4 @@
-"""Published figures beside a run's own, each with a verdict and the reason for it.
-
-==============  ======================================================================================================
-verdict         means
-==============  ======================================================================================================
-reproduced      method and parameters, model, data, metric and protocol are the same, and our 95 % interval of the
-                figure, or of its change against the baseline, covers the published one to the digit that is printed
-differs         all of these are the same, and neither interval covers it
-other protocol  the same method and metric, but the parameters, the model, the data or the protocol are not the same:
-                only the direction and size of the change against each one's own baseline may be looked at together
-not comparable  the result has nothing to set against it: the metric or the task was not measured (or cannot be), the row
-                failed, attention never read what was stored, or a figure with nothing else amiss has no interval
-==============  ======================================================================================================
+"""Published figures beside a run's own, each with a verdict (``MEANINGS``, at length in ``docs/published.md``) and the reason for it.
 
 The change is in percentage points for accuracies and scores, in % of the baseline for all else. A wide interval covers
 much: ``why`` gives it with the verdict. Bytes have no interval, and are the same if they agree to the digit printed.
@@ -31,13 +19,14 @@ from kvbench.published.ours import Ours, change_of, find, half_step, in_points
 from kvbench.spec import BASELINE, MethodSpec
 
 Verdict = Literal["reproduced", "differs", "other protocol", "not comparable"]
-VERDICTS: tuple[Verdict, ...] = ("reproduced", "differs", "other protocol", "not comparable")
 MEANINGS: Mapping[Verdict, str] = {
     "reproduced": "all the same, and our 95 % interval of the figure or of its change covers the published one",
     "differs": "all the same, and neither interval covers it",
     "other protocol": "the same method and metric under other conditions: compare only the changes, each against its own baseline",
     "not comparable": "the result has nothing to set against it",
 }
+VERDICTS = tuple(MEANINGS)
+"""From the most to the least that may be said."""
 SHOWN = 3
 """Published figures that a table shows of each row."""
 
