@@ -11,11 +11,10 @@ from telling import Told
 from test_speed import session_of
 
 from kvbench.errors import UsageError
-from kvbench.evaluators.base import build
 from kvbench.evaluators.capacity import Capacity, _search
 from kvbench.instruments.session import Session
 from kvbench.instruments.stopwatch import Stopwatch
-from kvbench.spec import EvaluatorSpec, RunSpec
+from kvbench.spec import RunSpec
 
 TOKENS, LAYERS, HEADS, DIM, ITEM = 64, 4, 2, 16, 4
 DENSE = 2 * HEADS * TOKENS * DIM * ITEM
@@ -152,20 +151,6 @@ def test_another_error_is_the_methods_own(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Stopwatch, "drawn", drawn)
     _, told = sought(session_of([], torch.float32, context=TOKENS))
     assert told.failed == {"baseline", "random"}
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("capacity:find=tokens", "find=tokens; it must be batch or context"),
-        ("capacity:limit_gib=-1", "limit_gib=-1.0"),
-        ("capacity:steps=0", "steps=0"),
-    ],
-)
-def test_wrong_parameters_are_refused(text: str, says: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        build(Capacity, EvaluatorSpec.parse(text), "evaluator")
-    assert says in caught.value.message
 
 
 def test_lengths_beyond_the_models_positions_are_refused() -> None:

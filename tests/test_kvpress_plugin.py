@@ -183,7 +183,7 @@ def test_the_audit_says_what_a_press_saves(text: str, label: str) -> None:
         ("kvpress:AdaKVPress", "press=AdaKVPress; it wraps another press: add inner=, for example inner=SnapKVPress"),
         ("kvpress:AdaKVPress,inner=ThinKPress", "press=AdaKVPress; kvpress refuses its parameters: AdaKVPress requires a ScorerPress"),
         ("kvpress:KnormPress,inner=SnapKVPress", "inner=SnapKVPress; KnormPress wraps no other press"),
-        ("kvpress:SnapKVPress,compression_ratio=1", "compression_ratio=1.0; it is the fraction removed and lies in [0, 1)"),
+        ("kvpress:SnapKVPress,compression_ratio=1", "compression_ratio=1.0; it lies in [0, 1)"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(text: str, says: str) -> None:

@@ -384,20 +384,6 @@ def test_pickles_are_refused(name: str, tiny: Source, tmp_path: Path) -> None:
         asked(tiny, str(folder))
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("kvzap:window=-1", "window=-1; it must be at least 0, for example 128"),
-        ("kvzap:surrogate=cubic", "surrogate=cubic; it must be linear, mlp, or a hub id or folder, for example nvidia/KVzap-mlp-Qwen3-8B"),
-        ("kvzap:treshold=-5", "did you mean threshold?"),
-    ],
-)
-def test_bad_parameters_are_answered(text: str, says: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        made(text)
-    assert says in caught.value.message
-
-
 # The command -------------------------------------------------------------------------------------------------------------
 
 

@@ -272,21 +272,6 @@ def test_pairs_of_any_number_of_layers(start: float, layers: int, pairs: list[tu
     assert MiniCache(start=start).pairs(layers) == pairs
 
 
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"start": 1.0}, "start=1.0; it is a fraction of the depth and lies in [0, 1), for example 0.5"),
-        ({"start": -0.1}, "start=-0.1; it is a fraction of the depth and lies in [0, 1), for example 0.5"),
-        ({"gamma": 1.5}, "gamma=1.5; it must be from 0 to 1, for example 0.05"),
-        ({"t": -0.1}, "t=-0.1; it must be from 0 to 1, for example 0.6"),
-    ],
-)
-def test_values_out_of_range_are_refused(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words are compared below)
-        MiniCache(**given)
-    assert str(caught.value) == says
-
-
 def test_a_model_of_one_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="layers are merged in pairs"):
         MiniCache().check(Shape(1, 4, 2, 64, 256, 128, 2048))

@@ -225,8 +225,9 @@ def test_parameters_are_checked() -> None:
     assert parse_depths("100+0+12.5") == [0, 12.5, 100]
     for wrong, message in {
         "needle:depths=0+101": "from 0 to 100", "needle:depths=a+b": "how many", "needle:depths=50+50": "none twice",
-        "needle:kinds=multikey": "'multikey' is none of single, multi_key, multi_value", "needle:values=uuids": "none of numbers, words",
-        "needle:lengths=512+512": "twice", "needle:lengths=512+x": "whole numbers", "needle:question=no": "none of hidden, visible",
+        "needle:kinds=multikey": "it must be single, multi_key or multi_value",
+        "needle:values=uuids": "it must be numbers or words",
+        "needle:lengths=512+512": "twice", "needle:lengths=512+x": "whole numbers", "needle:question=no": "must be hidden or visible",
         "needle:needles=1": "needles=1", "needle:threshold=0.0": "threshold", "needle:depths=0": "1 to 100",
     }.items():  # fmt: skip
         with pytest.raises(UsageError, match=message):

@@ -17,7 +17,7 @@ from kvbench.cli import main
 from kvbench.cli.speed import timing_of
 from kvbench.compare.align import Pair, _unlike
 from kvbench.errors import UsageError
-from kvbench.evaluators.base import Measured, build
+from kvbench.evaluators.base import Measured
 from kvbench.evaluators.speed import Speed
 from kvbench.instruments.decode import decoder_for
 from kvbench.instruments.filled_cache import DrawnObserver, random_cache
@@ -302,15 +302,6 @@ def test_streaming_is_timed_too() -> None:
     assert all(r["compress_s"] == 0 and r["prefill_s"] > 0 for of in told.records.values() for r in of.values())
     with pytest.raises(UsageError, match="fill=random"):
         Speed(fill="random").check(session.spec)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"), [("speed:path=fast", "path=fast; it must be auto or fused or reference"), ("speed:fill=x", "fill=x")]
-)
-def test_wrong_parameters_are_refused(text: str, says: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        build(Speed, EvaluatorSpec.parse(text), "evaluator")
-    assert says in caught.value.message
 
 
 def test_a_point_that_runs_out_of_memory_says_so_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,30 +28,15 @@ def heads_in_group(asked: int, kv_heads: int) -> int:
     return heads
 
 
-def check_energy(energy: float | None, **ranks: int) -> None:
-    """Refuse a share of energy that cannot be, and a rank beside it.
+def check_energy(energy: float | None, basis: str, **ranks: int) -> None:
+    """Refuse a share of energy beside a rank, or of a basis that has no eigenvalues.
 
     Raises:
-        ValueError: names the parameter and what it may be.
+        ValueError: names the parameter and what to give instead.
     """
     for name, rank in ranks.items():
-        if rank < 0:
-            raise ValueError(f"{name}={rank}; it must be 0 or more")
         if energy is not None and rank:
             raise ValueError(f"{name}={rank} and energy={energy} both set the rank; give one of them")
-    if energy is not None and not 0.0 < energy <= 1.0:
-        near = 0.95 if energy <= 0 else 1.0
-        raise ValueError(f"energy={energy}; it is the share of the second moment kept and lies in (0, 1], for example {near}")
-
-
-def check_basis(basis: str, energy: float | None) -> None:
-    """Refuse an unknown basis, and energy of one that has no eigenvalues.
-
-    Raises:
-        ValueError: names the parameter and what it may be.
-    """
-    if basis not in ("pca", "random"):
-        raise ValueError(f"basis={basis}; it must be pca or random")
     if basis == "random" and energy is not None:
         raise ValueError(f"energy={energy} is read off eigenvalues, which basis=random has none of; give rank instead")
 

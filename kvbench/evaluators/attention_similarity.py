@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Better, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE, fixed
 from kvbench.metrics import recorded
+from kvbench.metrics.points import batches
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
@@ -46,29 +47,19 @@ class AttentionSimilarity(Evaluator):
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
-    samples: int = param(0, "windows looked at, the run's first; 0 is all of them")
-    queries: int = param(16, "first tokens of the continuation whose queries look; at most the continuation")
-
-    def __post_init__(self) -> None:
-        if self.samples < 0:
-            raise ValueError(f"samples={self.samples}; it must be 0 (all) or more")
-        if self.queries < 1:
-            raise ValueError(f"queries={self.queries}; it must be at least 1")
+    samples: int = param(0, "windows looked at, the run's first; 0 is all of them", least=0)
+    queries: int = param(16, "first tokens of the continuation whose queries look; at most the continuation", least=1)
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         """One a batch of windows."""
-        windows = min(self.samples or spec.samples, spec.samples)
-        count = -(-windows // spec.batch_size)
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 2) for i in range(count)]
+        return self.units_of(batches(spec, self.samples), methods, extra=2)
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """One batch of prompts, and the queries that follow them, through every method."""
         batch = _Batch(unit, session, context, self.queries)
-        context.method_started(BASELINE)
-        context.guard(BASELINE, partial(batch.prefill, unit.methods))
+        context.alone(BASELINE, partial(batch.prefill, unit.methods))
         for label in unit.methods:
-            context.method_started(label)
-            context.guard(label, partial(batch.method, label))
+            context.alone(label, partial(batch.method, label))
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
         return {label: _summary(of) for label, of in records.items()}
@@ -108,23 +99,19 @@ class _Batch:
             self.context.record(label, str(self.first + row), data | {"queries": self.count})
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _layers(records: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
     """Means over windows, by layer; empty where the method has no such figure."""
     known = [record[metric] for record in records if metric in record]
-    return [_mean(column) for column in zip(*known, strict=True)]
+    return [fmean(column) for column in zip(*known, strict=True)]
 
 
 def _summary(records: MethodRecords) -> Summary:
     fields: dict[str, Any] = {}
     measured = []
     for metric, (_, better) in METRICS.items():
-        samples = {key: _mean(data[metric]) for key, data in records.items() if metric in data}
+        samples = {key: fmean(data[metric]) for key, data in records.items() if metric in data}
         if samples:
-            fields[f"attention_{metric}"] = _mean([*samples.values()])
+            fields[f"attention_{metric}"] = fmean([*samples.values()])
             measured.append(
                 Measured(f"attention_{metric}", fields[f"attention_{metric}"], "1", "paired", better, samples=samples, scoring="mean")
             )
@@ -153,7 +140,7 @@ def _cells(records: Sequence[Mapping[str, Any]]) -> list[str]:
             cells += [NONE, NONE]
             continue
         worst = (max if better == "lower" else min)(range(len(layers)), key=layers.__getitem__)
-        cells += [fixed(_mean(layers), 4), f"{fixed(layers[worst], 4)} (layer {worst})"]
+        cells += [fixed(fmean(layers), 4), f"{fixed(layers[worst], 4)} (layer {worst})"]
     return cells
 
 

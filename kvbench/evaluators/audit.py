@@ -26,15 +26,11 @@ class Audit(Evaluator):
 
     name: ClassVar[str] = "audit"
     title: ClassVar[str] = "are the bytes really fewer, and are they what attention reads? (part of every run)"
-    context: int = param(1024, "prompt tokens, at most the run's context")
-    steps: int = param(16, "tokens that read the cache")
-
-    def __post_init__(self) -> None:
-        if self.context < 2 or self.steps < 2:
-            raise ValueError(f"context={self.context}, steps={self.steps}; both must be at least 2")
+    context: int = param(1024, "prompt tokens, at most the run's context", least=2)
+    steps: int = param(16, "tokens that read the cache", least=2)
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
-        return [Unit(f"{self.name}/0", self.name, 0, tuple(methods), steps=len(methods))]
+        return self.units_of(1, methods)
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Label every method from one prompt; where nothing is compressed yet at its length, from one of the run's.
@@ -56,8 +52,7 @@ class Audit(Evaluator):
             found[label] = verdict
 
         for label in unit.methods:
-            context.method_started(label)
-            context.guard(label, partial(examine, label))
+            context.alone(label, partial(examine, label))
             _demand_identity(found.get(label))
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:

@@ -15,7 +15,7 @@ from kvbench.figures import Figure, Grid, Table
 from kvbench.instruments.context import Stage, UnitContext
 from kvbench.metrics.measured import HEADLINE, Better, Evidence, Measured, MethodRecords, Summary
 from kvbench.spec import BASELINE, RunSpec, Unit
-from kvbench.spec.parameters import build, param, parameters
+from kvbench.spec.parameters import build, check_values, param, parameters
 
 if TYPE_CHECKING:  # for annotations alone: both bring torch
     from kvbench.instruments.protocol import Prompt as Prompt
@@ -78,6 +78,9 @@ class Evaluator:
     protocols: ClassVar[tuple[str, ...]] = ("prefill", "streaming")
     record: ClassVar[Any] = None
 
+    def __post_init__(self) -> None:
+        check_values(self)
+
     def check(self, spec: RunSpec) -> None:
         """Refuse before anything is loaded what this evaluator cannot do with ``spec``: unknown names, broken files.
 
@@ -123,6 +126,10 @@ class Evaluator:
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         """The work, in order."""
         raise NotImplementedError
+
+    def units_of(self, count: int, methods: Sequence[str], extra: int = 0) -> list[Unit]:
+        """So many units, each of all methods: a step for every method, and ``extra`` ones for what they share."""
+        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + extra) for i in range(count)]
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Measure one unit and journal its records through ``context``."""

@@ -35,22 +35,14 @@ class Capacity(Evaluator):
     title: ClassVar[str] = "the largest batch or the longest context that fits, by bisection with real allocation"
     record: ClassVar[Any] = recorded.Probe
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
-    find: str = param("batch", "batch or context: which is sought")
-    batch: int = param(1, "find=context: sequences at once")
-    context: int = param(0, "find=batch: prompt length, tokens; 0 is the run's --context")
-    most: int = param(0, f"end of the search; 0 is {MOST_BATCH} sequences, or the model's positions")
-    grain: int = param(256, "find=context: tokens up to which the length is found")
-    steps: int = param(4, "decode steps that show that it runs")
-    path: str = param("auto", "read path, as in speed")
-    limit_gib: float = param(0.0, "GiB that cache and decoding may take beside the weights; 0 is all that is free")
-
-    def __post_init__(self) -> None:
-        for name, known in (("find", ("batch", "context")), ("path", ("auto", "fused", "reference"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be {' or '.join(known)}")
-        for name, least in (("batch", 1), ("context", 0), ("most", 0), ("grain", 1), ("steps", 1), ("limit_gib", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be {least} or more")
+    find: str = param("batch", "batch or context: which is sought", among=("batch", "context"))
+    batch: int = param(1, "find=context: sequences at once", least=1)
+    context: int = param(0, "find=batch: prompt length, tokens; 0 is the run's --context", least=0)
+    most: int = param(0, f"end of the search; 0 is {MOST_BATCH} sequences, or the model's positions", least=0)
+    grain: int = param(256, "find=context: tokens up to which the length is found", least=1)
+    steps: int = param(4, "decode steps that show that it runs", least=1)
+    path: str = param("auto", "read path, as in speed", among=("auto", "fused", "reference"))
+    limit_gib: float = param(0.0, "GiB that cache and decoding may take beside the weights; 0 is all that is free", least=0)
 
     def longest(self, spec: RunSpec) -> int:
         return self.most if self.find == "context" else self.context or spec.context

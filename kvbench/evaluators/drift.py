@@ -46,13 +46,12 @@ class Drift(Evaluator):
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
-    prompts: int = param(4, "prompts: the contexts of the run's first windows, at most --samples of them")
-    tokens: int = param(64, "longest text, tokens")
-    short: int = param(8, "first tokens that are matched as a short answer, tokens")
+    prompts: int = param(4, "prompts: the contexts of the run's first windows, at most --samples of them", least=1)
+    tokens: int = param(64, "longest text, tokens", least=1)
+    short: int = param(8, "first tokens that are matched as a short answer, tokens", least=1)
 
     def __post_init__(self) -> None:
-        if min(self.prompts, self.tokens, self.short) < 1:
-            raise ValueError(f"prompts={self.prompts}, tokens={self.tokens}, short={self.short}; each must be at least 1")
+        super().__post_init__()
         if self.short > self.tokens:
             raise ValueError(f"short={self.short} is beyond tokens={self.tokens}; write tokens={self.short} or more")
 
@@ -61,8 +60,7 @@ class Drift(Evaluator):
         return spec.context + self.tokens
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
-        count = min(self.prompts, spec.samples)
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(count)]
+        return self.units_of(min(self.prompts, spec.samples), methods, extra=1)
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """How many prompts there are of those asked for."""

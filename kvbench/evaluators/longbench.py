@@ -11,7 +11,7 @@ from kvbench.errors import CorpusError
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure
 from kvbench.harness.tables import TaskScores
-from kvbench.harness.task_scores import VISIBLE
+from kvbench.harness.task_scores import SEEN
 from kvbench.metrics import recorded
 from kvbench.spec import RunSpec, Unit
 
@@ -52,24 +52,19 @@ class LongBench(Evaluator):
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     subsets: str = param(ENGLISH, "v1 subsets, or the harness's names of v2 (longbench2_academic_single), joined by +")
-    samples: int = param(10, "questions of each, spread evenly over its documents")
-    max_length: int = param(0, "longest prompt, tokens, cut in its middle; 0 is what the answer leaves of the model's positions")
-    question: str = param("hidden", "whether compression sees what is asked of the document: hidden, visible or both")
-    max_gen_toks: int = param(0, "longest answer, tokens; 0 is each subset's own limit (32 to 512)")
-    missing: str = param("refuse", "subsets whose data cannot be had: refuse the run, or skip them")
+    samples: int = param(10, "questions of each, spread evenly over its documents", least=1)
+    max_length: int = param(0, "longest prompt, tokens, cut in its middle; 0 is what the answer leaves of the model's positions", least=0)
+    question: str = param("hidden", "whether compression sees what is asked of the document: hidden, visible or both", among=SEEN)
+    max_gen_toks: int = param(0, "longest answer, tokens; 0 is each subset's own limit (32 to 512)", least=0)
+    missing: str = param("refuse", "subsets whose data cannot be had: refuse the run, or skip them", among=("refuse", "skip"))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         names = self._subsets
         if not all(names) or len(set(names)) < len(names):
             raise ValueError(f"subsets={self.subsets}; name each once and join them by +, for example subsets=qasper+gov_report")
-        if self.samples < 1 or self.max_gen_toks < 0 or self.max_length < 0 or self.max_length == 1:
-            raise ValueError(
-                f"samples={self.samples} must be at least 1, max_gen_toks={self.max_gen_toks} 0 or more, "
-                f"max_length={self.max_length} 0 or at least 2"
-            )
-        for name, allowed in (("question", ("hidden", "visible", "both")), ("missing", ("refuse", "skip"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)}; it is one of {', '.join(allowed)}")
+        if self.max_length == 1:
+            raise ValueError(f"max_length={self.max_length}; it must be 0 or at least 2")
 
     @property
     def _subsets(self) -> list[str]:
@@ -88,8 +83,7 @@ class LongBench(Evaluator):
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         """One a question, so that every subset is seen once before one is seen twice."""
-        count = self.samples * len(self._subsets)
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods)) for i in range(count)]
+        return self.units_of(self.samples * len(self._subsets), methods)
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Read the documents and write all prompts."""
@@ -138,22 +132,14 @@ class LongBench(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Ask all methods one question."""
+        from kvbench.harness.answering import ask
         from kvbench.harness.longbench_tasks import harness_name
 
         kept: _Kept = session.kept[self.name]
         place, subset = divmod(unit.index, len(self._subsets))
         for question in kept.questions[harness_name(self._subsets[subset])][place : place + 1]:
-            for hidden in (True, False):
-                if self.question == "both" or hidden == (self.question == "hidden"):
-                    self._ask(question, kept, unit, session, context, hidden)
-
-    def _ask(self, question: Question, kept: _Kept, unit: Unit, session: Session, context: UnitContext, hidden: bool) -> None:
-        from kvbench.harness.answering import reply
-
-        alive = [label for label in unit.methods if context.is_alive(label)]
-        key = question.key + ("" if hidden else VISIBLE)
-        for label, said in reply(session, kept.encoder, question, alive, context.together(), hidden=hidden, most=self.max_gen_toks).items():
-            context.guard(label, partial(_record, question, said, context, label, key))
+            record = partial(_record, question, context)
+            ask(session, kept.encoder, question, unit.methods, context, record, seen=self.question, most=self.max_gen_toks)
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
         scores = _scores(records, baseline)
@@ -174,13 +160,14 @@ def _shown(name: str) -> str:
     return subset_name(name)
 
 
-def _record(question: Question, said: Reply, context: UnitContext, label: str, key: str) -> None:
+def _record(question: Question, context: UnitContext, label: str, end: str, said: Reply) -> None:
     from kvbench.harness.longbench_tasks import own_metrics
     from kvbench.harness.requests import rules, score
 
     metrics = own_metrics(score(question, said.answers))
     facts = {name: value[:SHOWN] if isinstance(value, str) else value for name, value in said.facts.items()}
-    context.record(label, key, {"column": _shown(question.leaf.name), "metrics": metrics, **rules(question.leaf, metrics), **facts})
+    data = {"column": _shown(question.leaf.name), "metrics": metrics, **rules(question.leaf, metrics), **facts}
+    context.record(label, question.key + end, data)
 
 
 def _headed(found: Summary) -> Summary:

@@ -35,18 +35,16 @@ class Memory(Evaluator):
     record: ClassVar[Any] = recorded.Weighed
     batch: str = param("1", "sequences at once; several as 1+8+32")
     context: str = param("", "prompt lengths, tokens, as 2048+32768; empty is the run's --context")
-    steps: int = param(4, "decode steps after the prompt, before the peak is read")
+    steps: int = param(4, "decode steps after the prompt, before the peak is read", least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_list("batch", self.batch)
         if self.context:
             parse_list("context", self.context)
-        if self.steps < 0:
-            raise ValueError(f"steps={self.steps}; it must be 0 or more")
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
-        count = len(points(spec, self.batch, self.context))
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(count)]
+        return self.units_of(len(points(spec, self.batch, self.context)), methods, extra=1)
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """One point, method by method."""
@@ -54,11 +52,9 @@ class Memory(Evaluator):
         tokens = session.prompt(point.batch, point.context)
         scale = _Scale(session, context, point, tokens, self.steps)
         if session.loaded.device.type != "cuda" and session.spec.protocol == "prefill":
-            context.method_started(BASELINE)
-            context.guard(BASELINE, partial(scale.share_prompt, unit.methods))
+            context.alone(BASELINE, partial(scale.share_prompt, unit.methods))
         for label in unit.methods:
-            context.method_started(label)
-            context.guard(label, partial(scale.weigh, label))
+            context.alone(label, partial(scale.weigh, label))
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
         return {label: _summary(self._as_asked(of)) for label, of in records.items()}

@@ -20,6 +20,7 @@ from kvbench.needles.fillers import check_filler, open_filler, read_filler
 from kvbench.needles.questions import KINDS, VALUES, Cell
 from kvbench.needles.tables import Shown
 from kvbench.spec import RunSpec, Unit
+from kvbench.spec.parameters import must_be
 
 if TYPE_CHECKING:
     from kvbench.instruments.session import Session
@@ -41,31 +42,26 @@ class Needle(Evaluator):
     lengths: str = param("", "prompt and answer, tokens, as 1024+4096; empty is five even steps from 256 to the run's --context")
     depths: str = param("5", "how many even steps from 0 to 100 %, or the depths in %, as 0+50+100 (one alone as 50%)")
     kinds: str = param("single", "single, multi_key (others are hidden too), multi_value (several of one name), joined by +")
-    needles: int = param(4, "needles of the kinds that have several")
-    values: str = param("numbers", "what is hidden: numbers (of 7 digits) or words (joined in pairs)")
-    samples: int = param(1, "prompts a kind, length and depth, each with its own haystack and needles")
+    needles: int = param(4, "needles of the kinds that have several", within="[2, 99]")
+    values: str = param("numbers", "what is hidden: numbers (of 7 digits) or words (joined in pairs)", among=VALUES)
+    samples: int = param(1, "prompts a kind, length and depth, each with its own haystack and needles", least=1)
     filler: str = param(
         "language_reference", "a corpus, 'corpus' (the run's own), 'haystack' (essays of the mirror), or a .txt/.jsonl file"
     )
-    question: str = param("hidden", "hidden: asked after compression; visible: compressed with the haystack")
+    question: str = param("hidden", "hidden: asked after compression; visible: compressed with the haystack", among=("hidden", "visible"))
     chat: bool = param(True, "use the model's chat template, where it has one")
-    max_tokens: int = param(16, "longest answer, tokens a value that is asked for")
-    threshold: float = param(0.85, "effective context: fraction of the baseline's score at the shortest length, all kinds")
+    max_tokens: int = param(16, "longest answer, tokens a value that is asked for", least=1)
+    threshold: float = param(0.85, "effective context: fraction of the baseline's score at the shortest length, all kinds", within="(0, 1]")
 
     def __post_init__(self) -> None:
-        if self.lengths and len(set(parse_list("lengths", self.lengths))) < len(parse_list("lengths", self.lengths)):
-            raise ValueError(f"lengths={self.lengths} names one twice")
+        super().__post_init__()
         parse_depths(self.depths)
-        for name, given, known in (
-            ("kinds", self.kinds.split("+"), KINDS),
-            ("values", [self.values], VALUES),
-            ("question", [self.question], ("hidden", "visible")),
-        ):
-            _check_known(name, given, known)
-        if not 2 <= self.needles <= 99 or self.samples < 1 or self.max_tokens < 1:
-            raise ValueError(f"needles={self.needles} must be 2 to 99; samples={self.samples}, max_tokens={self.max_tokens} at least 1")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold} must be above 0 and at most 1")
+        kinds, lengths = self.kinds.split("+"), parse_list("lengths", self.lengths) if self.lengths else []
+        for kind in kinds:
+            must_be("kinds", kind, KINDS)
+        for name, of in (("kinds", kinds), ("lengths", lengths)):
+            if len(set(of)) < len(of):
+                raise ValueError(f"{name}={getattr(self, name)} names one twice")
 
     def check(self, spec: RunSpec) -> None:
         """Refuse a filler that is not there or no text."""
@@ -91,8 +87,7 @@ class Needle(Evaluator):
         ]
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
-        count = len(self._cells(spec))
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(count)]
+        return self.units_of(len(self._cells(spec)), methods, extra=1)
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Read the filler, and see that the shortest prompts hold their needles."""
@@ -168,11 +163,3 @@ def parse_depths(text: str) -> list[float]:
     if not all(0 <= depth <= 100 for depth in found) or len(set(found)) < len(found):
         raise ValueError(f"depths={text}; each must be from 0 to 100 %, and none twice")
     return sorted(found)
-
-
-def _check_known(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    for one in given:
-        if one not in known:
-            raise ValueError(f"{name}: '{one}' is none of {', '.join(known)}")
-    if len(set(given)) < len(given):
-        raise ValueError(f"{name}={'+'.join(given)} names one twice")

@@ -58,8 +58,7 @@ class Perplexity(Evaluator):
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         """One a batch of windows and prompt length, lengths innermost."""
-        count = spec.samples // spec.batch_size * len(self._lengths(spec))
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(count)]
+        return self.units_of(spec.samples // spec.batch_size * len(self._lengths(spec)), methods, extra=1)
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Prefill once, run each method's continuation, then score all of them slab by slab."""
@@ -92,13 +91,11 @@ class _Sample:
         """Hidden states of the first row's first targets where its tokens come in another shape."""
 
     def run(self) -> None:
-        self.context.method_started(BASELINE)
-        self.context.guard(BASELINE, self._prefill)
+        self.context.alone(BASELINE, self._prefill)
         for group in self.session.groups(self.unit.methods, BASELINE, self.targets.numel()):
             for label in group:
                 if label not in self.hidden:
-                    self.context.method_started(label)
-                    self.context.guard(label, partial(self._continue, label))
+                    self.context.alone(label, partial(self._continue, label))
             self._score([label for label in group if label in self.hidden])
             self.hidden = {BASELINE: self.hidden[BASELINE]}
             self.again = {label: states for label, states in self.again.items() if label == BASELINE}

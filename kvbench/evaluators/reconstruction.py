@@ -13,6 +13,7 @@ from kvbench.figures import Figure
 from kvbench.metrics import loss_tables as loss_figures
 from kvbench.metrics import losses, recorded
 from kvbench.metrics.losses import SIDES, Over, Side
+from kvbench.metrics.points import batches
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
@@ -47,18 +48,12 @@ class Reconstruction(Evaluator):
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
-    samples: int = param(0, "windows looked at, the run's first; 0 is all of them")
+    samples: int = param(0, "windows looked at, the run's first; 0 is all of them", least=0)
     sweep: bool = param(True, "try ranks and bits of K and of V, and say where each fails")
-
-    def __post_init__(self) -> None:
-        if self.samples < 0:
-            raise ValueError(f"samples={self.samples}; it must be 0 (all) or more")
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         """One a batch of windows."""
-        windows = min(self.samples or spec.samples, spec.samples)
-        count, steps = -(-windows // spec.batch_size), len(methods) + 1 + self.sweep
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=steps) for i in range(count)]
+        return self.units_of(batches(spec, self.samples), methods, extra=1 + self.sweep)
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Calibrate what the sweep's methods read."""
@@ -73,11 +68,9 @@ class Reconstruction(Evaluator):
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Store one batch of prompts by every method, then by every setting of the sweep."""
         batch = _Batch(unit, session, context)
-        context.method_started(BASELINE)
-        context.guard(BASELINE, partial(batch.prefill, unit.methods))
+        context.alone(BASELINE, partial(batch.prefill, unit.methods))
         for label in unit.methods:
-            context.method_started(label)
-            context.guard(label, partial(batch.method, label))
+            context.alone(label, partial(batch.method, label))
         if self.sweep and BASELINE in unit.methods:
             context.guard(BASELINE, partial(batch.sweep, *session.kept[self.name]))
 

@@ -11,8 +11,9 @@ from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, Un
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE
 from kvbench.harness.tables import TaskScores
-from kvbench.harness.task_scores import VISIBLE
+from kvbench.harness.task_scores import SEEN, VISIBLE
 from kvbench.metrics import recorded
+from kvbench.metrics.accuracy import means
 from kvbench.metrics.points import parse_list
 from kvbench.spec import RunSpec, Unit
 
@@ -45,27 +46,22 @@ class Ruler(Evaluator):
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     tasks: str = param(TASKS, "RULER's tasks by the harness's names, joined by +; also qa_squad, qa_hotpot")
     lengths: str = param("", "prompt and answer, tokens, as 1024+4096; empty is the run's --context")
-    samples: int = param(5, "prompts a task and length")
-    question: str = param("hidden", "whether compression sees the question behind the text: hidden, visible or both")
-    filler: str = param("auto", "text around needles: essays (of the mirror, else the hub), reference (ships with Python), auto")
-    max_gen_toks: int = param(0, "longest answer, tokens; 0 is each task's own limit (30 to 128)")
-    threshold: float = param(LLAMA2_AT_4K, "effective context: the longest length whose mean score is at least this")
-    missing: str = param("refuse", "tasks whose data cannot be had: refuse the run, or skip them")
+    samples: int = param(5, "prompts a task and length", least=1)
+    question: str = param("hidden", "whether compression sees the question behind the text: hidden, visible or both", among=SEEN)
+    filler: str = param(
+        "auto",
+        "text around needles: essays (of the mirror, else the hub), reference (ships with Python), auto",
+        among=("auto", "essays", "reference"),
+    )
+    max_gen_toks: int = param(0, "longest answer, tokens; 0 is each task's own limit (30 to 128)", least=0)
+    threshold: float = param(LLAMA2_AT_4K, "effective context: the longest length whose mean score is at least this", within="(0, 1]")
+    missing: str = param("refuse", "tasks whose data cannot be had: refuse the run, or skip them", among=("refuse", "skip"))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, of in (("tasks", self._tasks), ("lengths", parse_list("lengths", self.lengths) if self.lengths else [])):
             if not all(of) or len(set(of)) < len(of):
                 raise ValueError(f"{name}={getattr(self, name)}; name each once and join them by +")
-        if self.samples < 1 or self.max_gen_toks < 0 or not 0 < self.threshold <= 1:
-            raise ValueError(
-                f"samples={self.samples} must be at least 1, max_gen_toks={self.max_gen_toks} 0 or more, "
-                f"threshold={self.threshold} above 0 and at most 1"
-            )
-        for name, allowed in (
-            ("question", ("hidden", "visible", "both")), ("missing", ("refuse", "skip")), ("filler", ("auto", "essays", "reference")),
-        ):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)}; it is one of {', '.join(allowed)}")
 
     @property
     def _tasks(self) -> list[str]:
@@ -88,8 +84,7 @@ class Ruler(Evaluator):
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         """One a sample; every task at every length is seen once before one is seen twice."""
-        count = self.samples * len(self._cells(spec))
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods)) for i in range(count)]
+        return self.units_of(self.samples * len(self._cells(spec)), methods)
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Make all samples."""
@@ -104,21 +99,14 @@ class Ruler(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Ask all methods for one sample."""
+        from kvbench.harness.answering import ask
+
         prepared: Prepared = session.kept[self.name]
         cells = self._cells(session.spec)
         place, cell = divmod(unit.index, len(cells))
         for sample in prepared.cells.get(cells[cell], [])[place : place + 1]:
-            for hidden in (True, False):
-                if self.question == "both" or hidden == (self.question == "hidden"):
-                    self._ask(sample, prepared, unit, session, context, hidden)
-
-    def _ask(self, cell: Cell, prepared: Prepared, unit: Unit, session: Session, context: UnitContext, hidden: bool) -> None:
-        from kvbench.harness.answering import reply
-
-        alive = [label for label in unit.methods if context.is_alive(label)]
-        found = reply(session, prepared.encoder, cell.question, alive, context.together(), hidden=hidden, most=self.max_gen_toks)
-        for label, said in found.items():
-            context.guard(label, partial(_record, cell, said, context, label, cell.key + ("" if hidden else VISIBLE)))
+            record = partial(_record, sample, context)
+            ask(session, prepared.encoder, sample.question, unit.methods, context, record, seen=self.question, most=self.max_gen_toks)
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
         scores = _scores(records, baseline, "length")
@@ -169,11 +157,11 @@ def _scores(records: Mapping[str, MethodRecords], baseline: str | None, axis: st
     return TaskScores(columns, baseline, Ruler.name, TITLE, axis)
 
 
-def _record(cell: Cell, said: Reply, context: UnitContext, label: str, key: str) -> None:
+def _record(cell: Cell, context: UnitContext, label: str, end: str, said: Reply) -> None:
     from kvbench.harness.ruler_tasks import score_of
 
     data = {"task": cell.task, "length": cell.length, "metrics": {"score": score_of(cell.question, said.answers)}}
-    context.record(label, key, {**data, "wanted": list(cell.question.document["outputs"]), **said.facts})
+    context.record(label, cell.key + end, {**data, "wanted": list(cell.question.document["outputs"]), **said.facts})
 
 
 def _grid(label: str, records: MethodRecords, facts: Mapping[str, Any]) -> Grid | None:
@@ -182,12 +170,9 @@ def _grid(label: str, records: MethodRecords, facts: Mapping[str, Any]) -> Grid 
     tasks, lengths = (list(dict.fromkeys(of[name] for of in hidden.values())) for name in ("task", "length"))
     if not tasks:
         return None
-    scores: dict[tuple[str, int], list[float]] = {}
-    for of in hidden.values():
-        scores.setdefault((of["task"], of["length"]), []).append(of["metrics"]["score"])
-    means = {cell: sum(of) / len(of) for cell, of in scores.items()}
+    found = means(((of["task"], of["length"]), of["metrics"]["score"]) for of in hidden.values())
     lengths = sorted(lengths)
-    values = [[means.get((task, length)) for length in lengths] for task in tasks]
+    values = [[found.get((task, length)) for length in lengths] for task in tasks]
     title = "RULER: fraction of the wanted strings found"
     return Grid("ruler", title, label, tasks, [f"{length:,}" for length in lengths], values, "task", "tokens")
 

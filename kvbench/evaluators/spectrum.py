@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Summary, UnitContext, param
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import fixed
 from kvbench.metrics import recorded
-from kvbench.metrics.points import parse_list
+from kvbench.metrics.points import batches, parse_list
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
@@ -41,13 +41,12 @@ class Spectrum(Evaluator):
     record: ClassVar[Any] = recorded.Spectrum
     needs_text: ClassVar[bool] = True
     needs_weights: ClassVar[bool] = True
-    samples: int = param(0, "windows looked at, the run's first; 0 is all of them")
+    samples: int = param(0, "windows looked at, the run's first; 0 is all of them", least=0)
     ranks: str = param("8+16+32+64", "components whose share of the variance is given, as 8+16+32")
     centred: bool = param(True, "about the mean (variance); otherwise about zero")
 
     def __post_init__(self) -> None:
-        if self.samples < 0:
-            raise ValueError(f"samples={self.samples}; it must be 0 (all) or more")
+        super().__post_init__()
         parse_list("ranks", self.ranks)
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
@@ -56,8 +55,7 @@ class Spectrum(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Prefill the prompts one batch after the other, then decompose."""
-        context.method_started(BASELINE)
-        context.guard(BASELINE, partial(self._measure, session, context))
+        context.alone(BASELINE, partial(self._measure, session, context))
 
     def _measure(self, session: Session, context: UnitContext) -> None:
         spreads = self._spreads(session)
@@ -77,8 +75,7 @@ class Spectrum(Evaluator):
         spec, rope = session.spec, session.runner.geometry.rope
         sides = [side for side in SIDES if rope is not None or side != "k_before_rope"]
         found = {side: [Spread(session.runner.geometry.kv_heads) for _ in range(session.runner.geometry.layers)] for side in sides}
-        windows = min(self.samples or spec.samples, spec.samples)
-        for index in range(-(-windows // spec.batch_size)):
+        for index in range(batches(spec, self.samples)):
             prompt = session.runner.prefill(session.batch(index)[:, : spec.context], Needs())
             for layer, view in enumerate(prompt.views):
                 found["k"][layer].add(view.keys)
@@ -107,13 +104,9 @@ def _described(layers: Sequence[Spread], scope: str, ranks: Sequence[int], centr
     return {name: [plain(of[name]) for of in found] for name in found[0]}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _over(data: Mapping[str, Any], side: str, scope: str, name: str) -> list[float]:
     """Means over heads, by layer."""
-    return [_mean(row) for row in data[side][scope][name]]
+    return [fmean(row) for row in data[side][scope][name]]
 
 
 def _sides(data: Mapping[str, Any]) -> dict[str, str]:
@@ -122,7 +115,7 @@ def _sides(data: Mapping[str, Any]) -> dict[str, str]:
 
 def _summary(data: Mapping[str, Any]) -> Summary:
     fields = {
-        f"spectrum_{side}_effective_rank{'' if scope == 'heads' else '_joined'}": _mean(_over(data, side, scope, "effective_rank"))
+        f"spectrum_{side}_effective_rank{'' if scope == 'heads' else '_joined'}": fmean(_over(data, side, scope, "effective_rank"))
         for side in _sides(data) for scope in SCOPES
     }  # fmt: skip
     return Summary(fields, [Measured(name, value, "components", "exact", "neither") for name, value in fields.items()])
@@ -147,9 +140,9 @@ def _shares(data: Mapping[str, Any]) -> Table:
     """Share of the variance in the first components, mean over layers."""
     ranks = data["ranks"]
     rows = [
-        [title, about, *(fixed(100 * _mean(_over(data, side, scope, f"share_{r}")), 1) for r in ranks),
-         *(fixed(_mean(_over(data, side, scope, name)), 1) for name in ("effective_rank", "participation")),
-         *(fixed(_mean(_over(data, side, scope, f"components_{share}")), 1) for share in SHARES)]
+        [title, about, *(fixed(100 * fmean(_over(data, side, scope, f"share_{r}")), 1) for r in ranks),
+         *(fixed(fmean(_over(data, side, scope, name)), 1) for name in ("effective_rank", "participation")),
+         *(fixed(fmean(_over(data, side, scope, f"components_{share}")), 1) for share in SHARES)]
         for scope, about in SCOPES.items() for side, title in _sides(data).items()
     ]  # fmt: skip
     headings = ["side", "over", *(f"% in {r}" for r in ranks), "effective rank", "participation", *(f"for {share} %" for share in SHARES)]

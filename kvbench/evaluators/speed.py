@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from kvbench.instruments.session import Session
     from kvbench.instruments.stopwatch import Filled, Stopwatch
 
-PATHS = ("auto", "fused", "reference")
-FILLS = ("prefill", "random")
 KEPT = "speed: out of memory"
 """Name under which a session keeps the (method, point) pairs that are not tried again."""
 
@@ -43,25 +41,26 @@ class Speed(Evaluator):
     record: ClassVar[Any] = recorded.Timed
     batch: str = param("1", "sequences at once; several as 1+8+32")
     context: str = param("", "prompt lengths, tokens, as 2048+32768; empty is the run's --context")
-    steps: int = param(16, "decode steps timed")
-    repeats: int = param(5, "timed repeats; below 4, compare can show no difference")
-    warmup: int = param(1, "repeats before them, not counted")
+    steps: int = param(16, "decode steps timed", least=1)
+    repeats: int = param(5, "timed repeats; below 4, compare can show no difference", least=1)
+    warmup: int = param(1, "repeats before them, not counted", least=0)
     path: str = param(
         "auto",
         "auto: kernels over the stored bytes (fused) on a GPU with Triton, else reference; fused on a CPU is plain PyTorch, for tests",
+        among=("auto", "fused", "reference"),
     )
-    fill: str = param("prefill", "prefill; random: keys and values drawn straight into the cache, for points too large to prefill")
+    fill: str = param(
+        "prefill",
+        "prefill; random: keys and values drawn straight into the cache, for points too large to prefill",
+        among=("prefill", "random"),
+    )
     energy: bool = param(True, "read the GPU's energy counter around the timed steps")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         parse_list("batch", self.batch)
         if self.context:
             parse_list("context", self.context)
-        if min(self.steps, self.repeats) < 1 or self.warmup < 0:
-            raise ValueError(f"steps={self.steps}, repeats={self.repeats}, warmup={self.warmup}; steps and repeats ≥ 1, warmup ≥ 0")
-        for name, known in (("path", PATHS), ("fill", FILLS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be {' or '.join(known)}")
 
     def check(self, spec: RunSpec) -> None:
         if self.fill == "random" and spec.protocol != "prefill":
@@ -72,8 +71,7 @@ class Speed(Evaluator):
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
         rounds = self.warmup + self.repeats
-        count = len(points(spec, self.batch, self.context)) * rounds
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods) + 1) for i in range(count)]
+        return self.units_of(len(points(spec, self.batch, self.context)) * rounds, methods, extra=1)
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """One repeat at one point, over all methods; those that ask for the same statistics share a timed prefill."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure
 from kvbench.harness.tables import TaskScores, remarks
-from kvbench.harness.task_scores import VISIBLE
+from kvbench.harness.task_scores import SEEN
 from kvbench.metrics import recorded
 from kvbench.spec import RunSpec, Unit
 
@@ -50,20 +50,16 @@ class Tasks(Evaluator):
     needs_weights: ClassVar[bool] = True
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     names: str = param("gsm8k+mmlu+arc_challenge+arc_easy+hellaswag+winogrande+piqa", "tasks, groups or tags of the harness, joined by +")
-    questions: int = param(50, "questions of each, spread evenly over its subtasks; 0 is all")
-    fewshot: int = param(-1, "examples before each question; -1 is the task's own number")
-    question: str = param("hidden", "whether compression sees the question behind a context: hidden, visible or both")
-    max_gen_toks: int = param(0, "longest generated answer, tokens; 0 is the task's own limit")
-    missing: str = param("refuse", "tasks whose data cannot be had: refuse the run, or skip them")
+    questions: int = param(50, "questions of each, spread evenly over its subtasks; 0 is all", least=0)
+    fewshot: int = param(-1, "examples before each question; -1 is the task's own number", least=-1)
+    question: str = param("hidden", "whether compression sees the question behind a context: hidden, visible or both", among=SEEN)
+    max_gen_toks: int = param(0, "longest generated answer, tokens; 0 is the task's own limit", least=0)
+    missing: str = param("refuse", "tasks whose data cannot be had: refuse the run, or skip them", among=("refuse", "skip"))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not all(self._names):
             raise ValueError(f"names={self.names}; join names by +, for example names=piqa+mmlu")
-        if self.questions < 0 or self.fewshot < -1 or self.max_gen_toks < 0:
-            raise ValueError(f"questions={self.questions}, fewshot={self.fewshot}, max_gen_toks={self.max_gen_toks}; none may be negative")
-        for name, allowed in (("question", ("hidden", "visible", "both")), ("missing", ("refuse", "skip"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)}; it is one of {', '.join(allowed)}")
 
     @property
     def _names(self) -> list[str]:
@@ -85,8 +81,7 @@ class Tasks(Evaluator):
         check_data(self._names, spec.corpus.data_dir, fewshot=self._examples)
 
     def units(self, spec: RunSpec, methods: Sequence[str]) -> list[Unit]:
-        count = len(self._names) * self._parts
-        return [Unit(f"{self.name}/{i}", self.name, i, tuple(methods), steps=len(methods)) for i in range(count)]
+        return self.units_of(len(self._names) * self._parts, methods)
 
     def prepare(self, session: Session, stage: Stage) -> Mapping[str, Any]:
         """Load the tasks and write all prompts; nothing is asked yet."""
@@ -129,24 +124,17 @@ class Tasks(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Ask some questions of one task, each of all methods."""
+        from kvbench.harness.answering import ask
+
         kept: _Kept = session.kept[self.name]
         questions = kept.questions[self._names[unit.index // self._parts]]
         part = unit.index % self._parts
         mine = questions[part * IN_A_UNIT : (part + 1) * IN_A_UNIT] if self.questions else questions[part :: self._parts]
         for question in mine:
             can_hide = any(end is not None for end in question.ends)
-            if self.question != "visible":
-                self._ask(question, kept, unit, session, context, hidden=True)
-            if self.question == "visible" or (self.question == "both" and can_hide):
-                self._ask(question, kept, unit, session, context, hidden=False)
-
-    def _ask(self, question: Question, kept: _Kept, unit: Unit, session: Session, context: UnitContext, *, hidden: bool) -> None:
-        from kvbench.harness.answering import reply
-
-        alive = [label for label in unit.methods if context.is_alive(label)]
-        key = question.key + ("" if hidden else VISIBLE)
-        for label, said in reply(session, kept.encoder, question, alive, context.together(), hidden=hidden, most=self.max_gen_toks).items():
-            context.guard(label, partial(_record, question, said, kept, context, label, key))
+            seen = self.question if can_hide or self.question != "both" else "hidden"
+            record = partial(_record, question, kept, context)
+            ask(session, kept.encoder, question, unit.methods, context, record, seen=seen, most=self.max_gen_toks)
 
     def summarise(self, records: Mapping[str, MethodRecords], baseline: str | None) -> dict[str, Summary]:
         found = TaskScores(records, baseline)
@@ -157,9 +145,10 @@ class Tasks(Evaluator):
         return [*found.main(remarks(facts)), *found.gaps(), *found.others()]
 
 
-def _record(question: Question, said: Reply, kept: _Kept, context: UnitContext, label: str, key: str) -> None:
+def _record(question: Question, kept: _Kept, context: UnitContext, label: str, end: str, said: Reply) -> None:
     from kvbench.harness.requests import rules, score
 
     leaf, metrics = question.leaf, score(question, said.answers)
     column = leaf.of if leaf.of in kept.loaded.pooled else leaf.name
-    context.record(label, key, {"column": column, "task": leaf.name, "metrics": metrics, **rules(leaf, metrics), **said.facts})
+    data = {"column": column, "task": leaf.name, "metrics": metrics, **rules(leaf, metrics), **said.facts}
+    context.record(label, question.key + end, data)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvbench.harness.encoding import Ask, Encoder
 from kvbench.harness.requests import Question
+from kvbench.harness.task_scores import VISIBLE
 
 if TYPE_CHECKING:
     from kvbench.instruments.answers import Choices, Guard
+    from kvbench.instruments.context import UnitContext
     from kvbench.instruments.session import Session
 
 
@@ -30,9 +32,30 @@ class Reply:
     facts: dict[str, Any]
 
 
+Record = Callable[[str, str, Reply], None]
+
+
 def asks_of(encoder: Encoder, question: Question, *, most: int = 0) -> list[Ask]:
     """The prompts of a question; raises as :class:`Encoder` does."""
     return [encoder.generation(question, most)[0]] if question.generates else encoder.choices(question)
+
+
+def ask(
+    session: Session, encoder: Encoder, question: Question, labels: Sequence[str], context: UnitContext, record: Record,
+    *, seen: str, most: int,
+) -> None:  # fmt: skip
+    """Ask every method that has not failed, and have its reply recorded, which is that method's failure where it fails.
+
+    Args:
+        record: Takes a label, what the record's key ends with, and the reply.
+        seen: ``hidden`` and ``visible`` as :func:`reply` has it, or ``both`` one after the other.
+        most: A cap on generated tokens; 0 is the task's own.
+    """
+    for hidden in (True, False):
+        if seen in ("both", "hidden" if hidden else "visible"):
+            alive = [label for label in labels if context.is_alive(label)]
+            for label, said in reply(session, encoder, question, alive, context.together(), hidden=hidden, most=most).items():
+                context.guard(label, partial(record, label, "" if hidden else VISIBLE, said))
 
 
 def reply(

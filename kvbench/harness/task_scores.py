@@ -8,6 +8,8 @@ from typing import Any
 
 VISIBLE = "/visible"
 """Ends the key of a record where compression saw the question though it need not have."""
+SEEN = ("hidden", "visible", "both")
+"""Whether compression sees the question, as an evaluator is asked."""
 PREFERRED = ("acc_norm", "acc", "exact_match")
 """Metrics that stand for a task, if it has them (for multiple choice, what leaderboards report); else its first."""
 Record = Mapping[str, Any]

@@ -48,6 +48,11 @@ class UnitContext:
         """Run ``action``; a failure in it becomes ``method``'s row. ``True`` if it succeeded."""
         raise NotImplementedError
 
+    def alone(self, method: str, action: Callable[[], None]) -> bool:
+        """Mark ``method`` as the one in flight, and run ``action`` as :meth:`guard` does."""
+        self.method_started(method)
+        return self.guard(method, action)
+
     def together(self) -> Together:
         """A guard for what all methods do together; a crash then is nobody's, until each is tried alone and lights up."""
         self.method_started(BASELINE)
@@ -66,5 +71,4 @@ class Together:
     apart: bool = False
 
     def __call__(self, method: str, action: Callable[[], None]) -> bool:
-        self.context.method_started(method)
-        return self.context.guard(method, action)
+        return self.context.alone(method, action)

@@ -36,13 +36,11 @@ class AdaKV(Eviction):
     takes_rest: ClassVar[str | None] = "options"
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     score_by: str = param("snapkv", "the eviction whose score decides")
-    alpha_safeguard: float = param(0.2, "least share of its even budget that a head keeps, [0, 1]")
+    alpha_safeguard: float = param(0.2, "least share of its even budget that a head keeps, [0, 1]", within="[0, 1]")
     options: tuple[tuple[str, ParamValue], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.alpha_safeguard <= 1.0:
-            raise ValueError(f"alpha_safeguard={self.alpha_safeguard}; it is a share of a head's budget and lies in [0, 1]")
         self._scorer()
 
     def _scorer(self) -> Eviction:

@@ -13,8 +13,6 @@ from kvbench.spec.budgets import Dial, Range
 if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
 
-WEIGHTS = ("fisher", "attention", "cardinality")
-
 
 @dataclass(frozen=True)
 class AsymKV(Method):
@@ -38,20 +36,12 @@ class AsymKV(Method):
     paper: ClassVar[str] = "Homogeneous Keys, Heterogeneous Values: Exploiting Local KV Cache Asymmetry, arXiv 2506.05410"
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     dial: ClassVar[Dial | None] = Range("compression_ratio", most=0.0, least=1.0 - 1e-6)
-    compression_ratio: float = param(0.5, "fraction of the prompt's entries removed by merging, [0, 1)")
-    window: int = param(64, "newest tokens, kept whole, whose queries are looked at")
-    n_sink: int = param(32, "first tokens, kept whole")
-    weights: str = param("fisher", "what keys are weighed by: fisher, attention or cardinality")
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.compression_ratio < 1.0:
-            raise ValueError(f"compression_ratio={self.compression_ratio}; it is the fraction removed and lies in [0, 1)")
-        if self.window < 1:
-            raise ValueError(f"window={self.window}; it must be at least 1")
-        if self.n_sink < 0:
-            raise ValueError(f"n_sink={self.n_sink}; it must be at least 0")
-        if self.weights not in WEIGHTS:
-            raise ValueError(f"weights={self.weights}; it must be fisher, attention or cardinality")
+    compression_ratio: float = param(0.5, "fraction of the prompt's entries removed by merging, [0, 1)", within="[0, 1)")
+    window: int = param(64, "newest tokens, kept whole, whose queries are looked at", least=1)
+    n_sink: int = param(32, "first tokens, kept whole", least=0)
+    weights: str = param(
+        "fisher", "what keys are weighed by: fisher, attention or cardinality", among=("fisher", "attention", "cardinality")
+    )
 
     @property
     def needs(self) -> Needs:

@@ -28,17 +28,10 @@ class ExpectedAttention(Eviction):
     name: ClassVar[str] = "expected_attention"
     title: ClassVar[str] = "Expected attention"
     paper: ClassVar[str] = "Expected Attention: KV Cache Compression by Estimating Attention, arXiv 2510.00636"
-    n_future_positions: int = param(512, "positions ahead over which RoPE is averaged, tokens")
-    n_sink: int = param(4, "first tokens always kept")
+    n_future_positions: int = param(512, "positions ahead over which RoPE is averaged, tokens", least=1)
+    n_sink: int = param(4, "first tokens always kept", least=0)
     use_covariance: bool = param(True, "use the queries' covariance")
     use_vnorm: bool = param(True, "weigh by the value's norm")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_future_positions < 1:
-            raise ValueError(f"n_future_positions={self.n_future_positions}; it must be at least 1")
-        if self.n_sink < 0:
-            raise ValueError(f"n_sink={self.n_sink}; it must be at least 0")
 
     @property
     def needs(self) -> Needs:

@@ -22,16 +22,13 @@ class FP8(Quantiser):
     title: ClassVar[str] = "FP8 (e4m3) per token"
     paper: ClassVar[str] = "FP8 Formats for Deep Learning, arXiv 2209.05433; per-token scales as in common serving engines"
     dial: ClassVar[Dial | None] = NEWEST_DENSE
-    k_bits: int = param(8, "bits of keys: 8, or 16 (dense)")
-    v_bits: int = param(8, "bits of values: 8, or 16 (dense)")
+    k_bits: int = param(8, "bits of keys: 8, or 16 (dense)", among=(8, DENSE))
+    v_bits: int = param(8, "bits of values: 8, or 16 (dense)", among=(8, DENSE))
 
     def __post_init__(self) -> None:
-        for name, bits in (("k_bits", self.k_bits), ("v_bits", self.v_bits)):
-            if bits not in (8, DENSE):
-                raise ValueError(f"{name}={bits}; it must be 8 or 16, for example {8 if bits < 12 else 16}")
+        super().__post_init__()
         if not self.symmetric:
             raise ValueError("symmetric=false; it must be true: e4m3 codes have a sign and no zero point")
-        super().__post_init__()
 
     def _scheme(self, bits: int, axis: str, context: LayerContext) -> Scheme | None:
         from dataclasses import replace

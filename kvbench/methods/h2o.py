@@ -27,14 +27,9 @@ class H2O(Eviction):
     name: ClassVar[str] = "h2o"
     title: ClassVar[str] = "H2O"
     paper: ClassVar[str] = "H2O: Heavy-Hitter Oracle for Efficient Generative Inference, arXiv 2306.14048"
-    decode: str = param("hold", "after the prompt: grow, or hold the number of tokens")
-    interval: int = param(1, "decode=hold: tokens between two evictions")
-    recent: float = param(0.5, "share of the kept tokens that is the newest, [0, 1]")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 <= self.recent <= 1.0:
-            raise ValueError(f"recent={self.recent}; it is a share of the kept tokens and lies in [0, 1]")
+    decode: str = "hold"
+    interval: int = 1
+    recent: float = param(0.5, "share of the kept tokens that is the newest, [0, 1]", within="[0, 1]")
 
     @property
     def needs(self) -> Needs:

@@ -33,27 +33,22 @@ class Hybrid(Method):
     paper: ClassVar[str] = "window voting (arXiv 2404.14469) with per-token quantisation and layer budgets (arXiv 2406.02069)"
     in_all: ClassVar[bool] = False
     dial: ClassVar[Dial | None] = Range("retain", most=1.0, least=1e-6)
-    retain: float = param(0.32, "fraction of the prompt's tokens kept, (0, 1]")
+    retain: float = param(0.32, "fraction of the prompt's tokens kept, (0, 1]", within="(0, 1]")
     k_bits: int = param(3, "bits of quantised keys: 2, 3, 4 or 8")
     v_bits: int = param(2, "bits of quantised values: 2, 3, 4 or 8")
-    guard: float = param(0.60, "fraction of the kept tokens, by importance, that stays dense, [0, 1]")
-    group: int = param(32, "channels that share a scale; 0 is the whole head")
-    pyramid: float = param(0.0, "slope of layer budgets: bottom layer (1 + pyramid)·retain, top (1 − pyramid)·retain, [0, 1)")
+    guard: float = param(0.60, "fraction of the kept tokens, by importance, that stays dense, [0, 1]", within="[0, 1]")
+    group: int = param(32, "channels that share a scale; 0 is the whole head", least=0)
+    pyramid: float = param(
+        0.0, "slope of layer budgets: bottom layer (1 + pyramid)·retain, top (1 − pyramid)·retain, [0, 1)", within="[0, 1)"
+    )
     window: int = param(32, "observation window, tokens; recent tokens kept dense while streaming")
     kernel: int = param(5, "pooling width of importance, tokens, odd")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_bits(k_bits=self.k_bits, v_bits=self.v_bits)
-        if not 0.0 < self.retain <= 1.0:
-            raise ValueError(f"retain={self.retain}; it is the fraction kept and lies in (0, 1]")
-        if not 0.0 <= self.guard <= 1.0:
-            raise ValueError(f"guard={self.guard}; it is a fraction of the kept tokens and lies in [0, 1]")
-        if not 0.0 <= self.pyramid < 1.0:
-            raise ValueError(f"pyramid={self.pyramid}; it lies in [0, 1)")
         if (1 + self.pyramid) * self.retain > 1:
             raise ValueError(f"pyramid={self.pyramid} makes the bottom layer keep more than all; the largest is {1 / self.retain - 1:.3g}")
-        if self.group < 0:
-            raise ValueError(f"group={self.group}; it must be 0 or more")
         check_window(self.window, self.kernel)
 
     @property
@@ -122,9 +117,9 @@ class Hybrid8x(Hybrid):
     name: ClassVar[str] = "hybrid_8x"
     title: ClassVar[str] = "Hybrid 8x"
     in_all: ClassVar[bool] = True
-    retain: float = param(0.18, "fraction of the prompt's tokens kept, (0, 1]")
-    k_bits: int = param(2, "bits of quantised keys: 2, 3, 4 or 8")
-    guard: float = param(0.50, "fraction of the kept tokens, by importance, that stays dense, [0, 1]")
+    retain: float = 0.18
+    k_bits: int = 2
+    guard: float = 0.50
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ class Hybrid12x(Hybrid):
     name: ClassVar[str] = "hybrid_12x"
     title: ClassVar[str] = "Hybrid 12x"
     in_all: ClassVar[bool] = True
-    retain: float = param(0.12, "fraction of the prompt's tokens kept, (0, 1]")
-    k_bits: int = param(2, "bits of quantised keys: 2, 3, 4 or 8")
-    guard: float = param(0.40, "fraction of the kept tokens, by importance, that stays dense, [0, 1]")
-    group: int = param(64, "channels that share a scale; 0 is the whole head")
+    retain: float = 0.12
+    k_bits: int = 2
+    guard: float = 0.40
+    group: int = 64

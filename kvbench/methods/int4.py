@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvbench.methods.method import param
 from kvbench.methods.quantiser import NEWEST_DENSE, Quantiser
 from kvbench.spec.budgets import Dial, widest_codes
 
@@ -18,7 +17,7 @@ class Int4(Quantiser):
     title: ClassVar[str] = "INT4 per token"
     paper: ClassVar[str] = "common practice (asymmetric min-max, groups of 32)"
     dial: ClassVar[Dial | None] = widest_codes(4, 3, 2, groups=(64, 0), fine=NEWEST_DENSE)
-    k_bits: int = param(4, "bits of keys: 2, 3, 4, 8, or 16 (dense)")
-    v_bits: int = param(4, "bits of values: 2, 3, 4, 8, or 16 (dense)")
-    group: int = param(32, "channels (or tokens, per channel) that share a scale; 0 is the whole head")
-    symmetric: bool = param(False, "store no zero point")
+    k_bits: int = 4
+    v_bits: int = 4
+    group: int = 32
+    symmetric: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvbench.methods.method import param
 from kvbench.methods.quantiser import Quantiser
 
 
@@ -16,7 +15,7 @@ class Int8(Quantiser):
     name: ClassVar[str] = "int8"
     title: ClassVar[str] = "INT8 per token"
     paper: ClassVar[str] = "common practice (symmetric absmax)"
-    k_bits: int = param(8, "bits of keys: 2, 3, 4, 8, or 16 (dense)")
-    v_bits: int = param(8, "bits of values: 2, 3, 4, 8, or 16 (dense)")
-    group: int = param(0, "channels (or tokens, per channel) that share a scale; 0 is the whole head")
-    symmetric: bool = param(True, "store no zero point")
+    k_bits: int = 8
+    v_bits: int = 8
+    group: int = 0
+    symmetric: bool = True

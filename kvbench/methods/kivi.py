@@ -26,10 +26,10 @@ class Kivi(Quantiser):
     dial: ClassVar[Dial | None] = widest_codes(4, 3, 2, groups=(64, 128), fine=replace(NEWEST_DENSE, step="group"))
     k_bits: int = param(0, "bits of keys; 0 is bits, 16 dense")
     v_bits: int = param(0, "bits of values; 0 is bits, 16 dense")
-    group: int = param(32, "tokens (per channel) or channels (per token) that share a scale")
-    symmetric: bool = param(False, "store no zero point")
-    k_axis: str = param("channel", "keys per token or per channel")
-    residual: int = param(128, "newest tokens kept dense; a multiple of group")
+    group: int = param(32, "tokens (per channel) or channels (per token) that share a scale", least=0)
+    symmetric: bool = False
+    k_axis: str = "channel"
+    residual: int = param(128, "newest tokens kept dense; a multiple of group", least=0)
     bits: int = param(2, "bits of keys and values: 2, 3, 4 or 8")
 
     def __post_init__(self) -> None:

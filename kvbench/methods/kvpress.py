@@ -45,14 +45,13 @@ class KVPress(Method):
     dial: ClassVar[Dial | None] = Range("compression_ratio", most=0.0, least=1.0 - 1e-6)
     press: str = param("", "class of kvpress; any parameter not named here is the press's own")
     inner: str = param("", "class of the press that a wrapper wraps")
-    compression_ratio: float = param(0.5, "fraction removed, [0, 1), for presses that take it")
+    compression_ratio: float = param(0.5, "fraction removed, [0, 1), for presses that take it", within="[0, 1)")
     options: Params = ()
     _press: Press = field(init=False, repr=False, compare=False)
     _model: Any = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.compression_ratio < 1.0:
-            raise ValueError(f"compression_ratio={self.compression_ratio}; it is the fraction removed and lies in [0, 1)")
+        super().__post_init__()
         if not self.press:
             raise ValueError("press=; it must name a class of kvpress, for example kvpress:SnapKVPress")
         object.__setattr__(self, "_press", self._make())

@@ -37,12 +37,11 @@ class KVzap(Method):
         tuple({"window": tokens} for tokens in (128, 64, 32, 16)), fine=Range("threshold", most=-50.0, least=50.0)
     )
     threshold: float = param(-7.0, "least score that is kept, natural logarithm")
-    window: int = param(128, "newest tokens that are always kept")
+    window: int = param(128, "newest tokens that are always kept", least=0)
     surrogate: str = param("linear", "linear or mlp, calibrated here; or the hub id or folder of published weights")
 
     def __post_init__(self) -> None:
-        if self.window < 0:
-            raise ValueError(f"window={self.window}; it must be at least 0, for example 128")
+        super().__post_init__()
         if self.surrogate not in ("linear", "mlp") and "/" not in self.surrogate:
             example = "for example nvidia/KVzap-mlp-Qwen3-8B"
             raise ValueError(f"surrogate={self.surrogate}; it must be linear, mlp, or a hub id or folder, {example}")

@@ -32,16 +32,9 @@ class LagKV(Eviction):
     title: ClassVar[str] = "LagKV"
     in_order: ClassVar[bool] = True
     paper: ClassVar[str] = "LagKV: Lag-Relative Information of the KV Cache Tells Which Tokens Are Important, arXiv 2504.04704"
-    n_sink: int = param(4, "first tokens always kept")
-    lag_size: int = param(128, "partition, tokens")
+    n_sink: int = param(4, "first tokens always kept", least=0)
+    lag_size: int = param(128, "partition, tokens", least=1)
     cross_scoring: bool = param(False, "compare scores across partitions instead of ranks within them (for adakv)")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_sink < 0:
-            raise ValueError(f"n_sink={self.n_sink}; it must be at least 0")
-        if self.lag_size < 1:
-            raise ValueError(f"lag_size={self.lag_size}; it must be at least 1")
 
     def score(self, tokens: TokenView) -> Tensor:
         import torch

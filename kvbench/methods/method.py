@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.caches.needs import Needs
 from kvbench.caches.reckon import Place, Prompt, held, kept_count
 from kvbench.spec.budgets import Dial, Range
-from kvbench.spec.parameters import check_window, must_divide, param, parameters
+from kvbench.spec.parameters import check_values, check_window, must_be, must_divide, param, parameters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext, TokenView
     from kvbench.models.loading import Shape
 
-__all__ = ["Eviction", "Method", "check_window", "must_divide", "param"]
+__all__ = ["Eviction", "Method", "check_window", "must_be", "must_divide", "param"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Method:
     takes_rest: ClassVar[str | None] = None
     trial: ClassVar[str | None] = None
     dial: ClassVar[Dial | None] = None
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     @property
     def label(self) -> str:
@@ -129,17 +132,9 @@ class Eviction(Method):
     in_order: ClassVar[bool] = False
     """Whether the score reads the order in which tokens are held; otherwise only their positions."""
     dial: ClassVar[Dial | None] = Range("compression_ratio", most=0.0, least=1.0 - 1e-6)
-    compression_ratio: float = param(0.5, "fraction of the prompt's tokens removed, [0, 1)")
-    decode: str = param("grow", "after the prompt: grow, or hold the number of tokens")
-    interval: int = param(64, "decode=hold: tokens between two evictions")
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.compression_ratio < 1.0:
-            raise ValueError(f"compression_ratio={self.compression_ratio}; it is the fraction removed and lies in [0, 1)")
-        if self.decode not in ("grow", "hold"):
-            raise ValueError(f"decode={self.decode}; it must be grow or hold")
-        if self.interval < 1:
-            raise ValueError(f"interval={self.interval}; it must be at least 1")
+    compression_ratio: float = param(0.5, "fraction of the prompt's tokens removed, [0, 1)", within="[0, 1)")
+    decode: str = param("grow", "after the prompt: grow, or hold the number of tokens", among=("grow", "hold"))
+    interval: int = param(64, "decode=hold: tokens between two evictions", least=1)
 
     @property
     def evict_every(self) -> int | None:

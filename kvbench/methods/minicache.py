@@ -38,17 +38,12 @@ class MiniCache(Method):
     dial: ClassVar[Dial | None] = Settings(
         tuple({"start": tenths / 10} for tenths in range(9, -1, -1)), Range("gamma", most=1.0, least=0.0)
     )
-    start: float = param(0.5, "first merged layer, as a fraction of the depth, [0, 1)")
-    gamma: float = param(0.05, "share of the range of angular distances, from the largest down, whose tokens stay unmerged, [0, 1]")
-    t: float = param(0.6, "where the shared direction lies between the lower layer's (0) and the upper's (1)")
+    start: float = param(0.5, "first merged layer, as a fraction of the depth, [0, 1)", within="[0, 1)")
+    gamma: float = param(
+        0.05, "share of the range of angular distances, from the largest down, whose tokens stay unmerged, [0, 1]", within="[0, 1]"
+    )
+    t: float = param(0.6, "where the shared direction lies between the lower layer's (0) and the upper's (1)", within="[0, 1]")
     per_head: bool = param(False, "merge each KV head of a token by itself; otherwise all heads as one vector")
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.start < 1.0:
-            raise ValueError(f"start={self.start}; it is a fraction of the depth and lies in [0, 1), for example 0.5")
-        for name, value, example in (("gamma", self.gamma, 0.05), ("t", self.t, 0.6)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name}={value}; it must be from 0 to 1, for example {example}")
 
     def check(self, shape: Shape) -> None:
         if shape.layers < 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts
+from kvbench.caches.ranks import check_energy, check_rank, cut_artefacts
 from kvbench.caches.reckon import Prompt, coefficients
 from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, low_ranks
@@ -29,19 +29,17 @@ class Orthogonal(Method):
     family: ClassVar[str] = "low rank"
     paper: ClassVar[str] = "truncated PCA of keys after RoPE and of values; cf. Eigen Attention, arXiv 2408.05646"
     dial: ClassVar[Dial | None] = low_ranks()
-    rank: int = param(0, "basis columns of keys and of values; 0 is half the head size")
-    k_rank: int = param(0, "basis columns of keys; 0 is rank")
-    v_rank: int = param(0, "basis columns of values; 0 is rank")
-    energy: float | None = param(None, "share of the second moments kept, (0, 1], instead of ranks")
+    rank: int = param(0, "basis columns of keys and of values; 0 is half the head size", least=0)
+    k_rank: int = param(0, "basis columns of keys; 0 is rank", least=0)
+    v_rank: int = param(0, "basis columns of values; 0 is rank", least=0)
+    energy: float | None = param(None, "share of the second moments kept, (0, 1], instead of ranks", within="(0, 1]")
     per_layer: bool = param(False, "energy: each layer has the smallest ranks that keep it, instead of the same for all by the mean")
-    basis: str = param("pca", "pca or random")
-    bits: int = param(0, "bits of coefficients, quantised per token: 8, 4 or 0 (dense)")
+    basis: str = param("pca", "pca or random", among=("pca", "random"))
+    bits: int = param(0, "bits of coefficients, quantised per token: 8, 4 or 0 (dense)", among=(8, 4, 0))
 
     def __post_init__(self) -> None:
-        check_energy(self.energy, rank=self.rank, k_rank=self.k_rank, v_rank=self.v_rank)
-        check_basis(self.basis, self.energy)
-        if self.bits not in (0, 4, 8):
-            raise ValueError(f"bits={self.bits}; it must be 8, 4 or 0 (dense)")
+        super().__post_init__()
+        check_energy(self.energy, self.basis, rank=self.rank, k_rank=self.k_rank, v_rank=self.v_rank)
 
     def check(self, shape: Shape) -> None:
         if self.energy is not None:
@@ -79,7 +77,7 @@ class OrthogonalInt8(Orthogonal):
 
     name: ClassVar[str] = "orthogonal_int8"
     title: ClassVar[str] = "Orthogonal int8"
-    bits: int = param(8, "bits of coefficients, quantised per token: 8, 4 or 0 (dense)")
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -88,4 +86,4 @@ class OrthogonalInt4(Orthogonal):
 
     name: ClassVar[str] = "orthogonal_int4"
     title: ClassVar[str] = "Orthogonal int4"
-    bits: int = param(4, "bits of coefficients, quantised per token: 8, 4 or 0 (dense)")
+    bits: int = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts, heads_in_group
+from kvbench.caches.ranks import check_energy, check_rank, cut_artefacts, heads_in_group
 from kvbench.caches.reckon import Prompt, coefficients
 from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, low_ranks
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kvbench.caches.layer import LayerCache, LayerContext
     from kvbench.models.loading import Shape
 
-BITS = (0, 2, 3, 4, 8)
+BITS = (8, 4, 3, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,19 @@ class Palu(Method):
     paper: ClassVar[str] = "Palu: KV-Cache Compression with Low-Rank Projection, arXiv 2407.21118"
     variants: ClassVar[tuple[str, ...]] = ("palu", "palu:bits=4")
     dial: ClassVar[Dial | None] = low_ranks()
-    rank: int = param(0, "basis columns per KV head, a group of g heads having g times as many; 0 is half the head size")
-    k_rank: int = param(0, "basis columns of keys; 0 is rank")
-    v_rank: int = param(0, "basis columns of values; 0 is rank")
-    group_heads: int = param(0, "KV heads that share a basis; 0 is the paper's 4, or the most below it that divide them")
-    energy: float | None = param(None, "share of the second moments kept, (0, 1], instead of ranks")
+    rank: int = param(0, "basis columns per KV head, a group of g heads having g times as many; 0 is half the head size", least=0)
+    k_rank: int = param(0, "basis columns of keys; 0 is rank", least=0)
+    v_rank: int = param(0, "basis columns of values; 0 is rank", least=0)
+    group_heads: int = param(0, "KV heads that share a basis; 0 is the paper's 4, or the most below it that divide them", least=0)
+    energy: float | None = param(None, "share of the second moments kept, (0, 1], instead of ranks", within="(0, 1]")
     per_layer: bool = param(False, "energy: each layer has the smallest ranks that keep it, instead of the same for all by the mean")
-    basis: str = param("pca", "pca or random")
-    bits: int = param(0, "bits of latents, quantised per token: 8, 4, 3, 2 or 0 (dense)")
+    basis: str = param("pca", "pca or random", among=("pca", "random"))
+    bits: int = param(0, "bits of latents, quantised per token: 8, 4, 3, 2 or 0 (dense)", among=BITS)
     hadamard: bool = param(True, "rotate latents before they are quantised")
 
     def __post_init__(self) -> None:
-        check_energy(self.energy, rank=self.rank, k_rank=self.k_rank, v_rank=self.v_rank)
-        check_basis(self.basis, self.energy)
-        if self.group_heads < 0:
-            raise ValueError(f"group_heads={self.group_heads}; it must be 0 or more")
-        if self.bits not in BITS:
-            near = min(BITS, key=lambda b: abs(b - self.bits))
-            raise ValueError(f"bits={self.bits}; it must be 8, 4, 3, 2 or 0 (dense), for example {near}")
+        super().__post_init__()
+        check_energy(self.energy, self.basis, rank=self.rank, k_rank=self.k_rank, v_rank=self.v_rank)
 
     def check(self, shape: Shape) -> None:
         heads = heads_in_group(self.group_heads, shape.kv_heads)

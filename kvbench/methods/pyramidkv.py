@@ -30,13 +30,11 @@ class PyramidKV(Eviction):
     paper: ClassVar[str] = "PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling, arXiv 2406.02069"
     window: int = param(64, "observation window, tokens")
     kernel: int = param(5, "pooling width, tokens, odd")
-    beta: int = param(20, "steepness: the last layer keeps 1/beta of the mean, at least 1")
+    beta: int = param(20, "steepness: the last layer keeps 1/beta of the mean, at least 1", least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_window(self.window, self.kernel)
-        if self.beta < 1:
-            raise ValueError(f"beta={self.beta}; it must be at least 1")
 
     @property
     def needs(self) -> Needs:

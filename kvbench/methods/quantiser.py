@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt, coded, dense
-from kvbench.methods.method import Method, must_divide, param
+from kvbench.methods.method import Method, must_be, must_divide, param
 from kvbench.spec.budgets import Dial, Range, widest_codes
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ def check_bits(*, dense: bool = False, **given: int) -> None:
     """
     widths = (*BITS, DENSE) if dense else BITS
     for name, bits in given.items():
-        if bits not in widths:
-            near = min(widths, key=lambda b: abs(b - bits))
-            raise ValueError(f"{name}={bits}; it must be {', '.join(map(str, widths[:-1]))} or {widths[-1]}, for example {near}")
+        must_be(name, bits, widths)
 
 
 def check_packing(width: int, **given: int) -> None:
@@ -66,21 +64,15 @@ class Quantiser(Method):
     dial: ClassVar[Dial | None] = widest_codes(8, 4, 3, 2, fine=NEWEST_DENSE)
     k_bits: int = param(8, "bits of keys: 2, 3, 4, 8, or 16 (dense)")
     v_bits: int = param(8, "bits of values: 2, 3, 4, 8, or 16 (dense)")
-    group: int = param(0, "channels (or tokens, per channel) that share a scale; 0 is the whole head")
+    group: int = param(0, "channels (or tokens, per channel) that share a scale; 0 is the whole head", least=0)
     symmetric: bool = param(True, "store no zero point")
-    k_axis: str = param("token", "keys per token or per channel")
-    v_axis: str = param("token", "values per token or per channel")
-    residual: int = param(0, "newest tokens kept dense; needed per channel, then a multiple of group")
+    k_axis: str = param("token", "keys per token or per channel", among=("token", "channel"))
+    v_axis: str = param("token", "values per token or per channel", among=("token", "channel"))
+    residual: int = param(0, "newest tokens kept dense; needed per channel, then a multiple of group", least=0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_bits(dense=True, k_bits=self.widths[0], v_bits=self.widths[1])
-        for name, axis in (("k_axis", self.k_axis), ("v_axis", self.v_axis)):
-            if axis not in ("token", "channel"):
-                raise ValueError(f"{name}={axis}; it must be token or channel")
-        if self.group < 0:
-            raise ValueError(f"group={self.group}; it must be 0 or more")
-        if self.residual < 0:
-            raise ValueError(f"residual={self.residual}; it must be 0 or more")
         if "channel" in (self.k_axis, self.v_axis):
             self._check_residual()
 

@@ -24,12 +24,7 @@ class StreamingLLM(Eviction):
     name: ClassVar[str] = "streaming_llm"
     title: ClassVar[str] = "StreamingLLM"
     paper: ClassVar[str] = "Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453"
-    n_sink: int = param(4, "first tokens always kept")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_sink < 0:
-            raise ValueError(f"n_sink={self.n_sink}; it must be at least 0")
+    n_sink: int = param(4, "first tokens always kept", least=0)
 
     def score(self, tokens: TokenView) -> Tensor:
         return tokens.positions.masked_fill(tokens.positions < self.n_sink, tokens.seen)

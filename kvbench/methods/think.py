@@ -35,18 +35,9 @@ class ThinK(Method):
     paper: ClassVar[str] = "ThinK: Thinner Key Cache by Query-Driven Pruning, arXiv 2407.21018"
     protocols: ClassVar[tuple[str, ...]] = ("prefill",)
     dial: ClassVar[Dial | None] = Range("key_channel_compression_ratio", most=0.0, least=1.0 - 1e-6)
-    key_channel_compression_ratio: float = param(0.4, "fraction of each KV head's key channels removed, [0, 1)")
-    window: int = param(32, "last queries of the prompt that vote, tokens")
-    recent: int = param(32, "newest tokens of the prompt whose keys stay whole")
-
-    def __post_init__(self) -> None:
-        ratio = self.key_channel_compression_ratio
-        if not 0.0 <= ratio < 1.0:
-            raise ValueError(f"key_channel_compression_ratio={ratio}; it is the fraction removed and lies in [0, 1)")
-        if self.window < 1:
-            raise ValueError(f"window={self.window}; it must be at least 1, for example 32")
-        if self.recent < 0:
-            raise ValueError(f"recent={self.recent}; it must be at least 0, for example 32")
+    key_channel_compression_ratio: float = param(0.4, "fraction of each KV head's key channels removed, [0, 1)", within="[0, 1)")
+    window: int = param(32, "last queries of the prompt that vote, tokens", least=1)
+    recent: int = param(32, "newest tokens of the prompt whose keys stay whole", least=0)
 
     @property
     def needs(self) -> Needs:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvbench.caches.reckon import Prompt, dense, rows
-from kvbench.methods.method import Method, param
+from kvbench.methods.method import Method, must_be, param
 from kvbench.spec.budgets import Dial, Range, widest_codes
 
 if TYPE_CHECKING:
@@ -43,14 +43,12 @@ class TurboQuant(Method):
     v_bits: int = param(0, "bits of values; 0 is bits")
     k_residual: bool = param(True, "one of the keys' bits goes to the residual step")
     v_residual: bool = param(False, "one of the values' bits goes to the residual step")
-    recent: int = param(0, "newest tokens kept dense; none in the paper")
+    recent: int = param(0, "newest tokens kept dense; none in the paper", least=0)
 
     def __post_init__(self) -> None:
-        if self.recent < 0:
-            raise ValueError(f"recent={self.recent}; it must be 0 or more")
+        super().__post_init__()
         for name, bits in (("bits", self.bits), ("k_bits", self.k_bits or self.bits), ("v_bits", self.v_bits or self.bits)):
-            if bits not in WIDTHS:
-                raise ValueError(f"{name}={bits}; it must be 1, 2, 3 or 4, for example {min(WIDTHS, key=lambda b: abs(b - bits))}")
+            must_be(name, bits, WIDTHS)
 
     def check(self, shape: Shape) -> None:
         if shape.head_dim % 8:

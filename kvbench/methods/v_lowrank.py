@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from kvbench.caches.ranks import check_basis, check_energy, check_rank, cut_artefacts
+from kvbench.caches.ranks import check_energy, check_rank, cut_artefacts
 from kvbench.caches.reckon import Prompt, coefficients, dense
 from kvbench.methods.method import Method, param
 from kvbench.spec.budgets import Dial, Range
@@ -30,17 +30,15 @@ class VLowRank(Method):
     family: ClassVar[str] = "low rank"
     paper: ClassVar[str] = "truncated PCA of values; cf. Palu, arXiv 2407.21118"
     dial: ClassVar[Dial | None] = Range("rank", most="head_dim", least=1, whole=True)
-    rank: int = param(0, "basis columns; 0 is half the head size")
-    energy: float | None = param(None, "share of the second moment kept, (0, 1], instead of a rank")
+    rank: int = param(0, "basis columns; 0 is half the head size", least=0)
+    energy: float | None = param(None, "share of the second moment kept, (0, 1], instead of a rank", within="(0, 1]")
     per_layer: bool = param(False, "energy: each layer has the smallest rank that keeps it, instead of one rank for all by the mean")
-    basis: str = param("pca", "pca or random")
-    bits: int = param(0, "bits of coefficients: 8, 4 or 0 (dense)")
+    basis: str = param("pca", "pca or random", among=("pca", "random"))
+    bits: int = param(0, "bits of coefficients: 8, 4 or 0 (dense)", among=(8, 4, 0))
 
     def __post_init__(self) -> None:
-        check_energy(self.energy, rank=self.rank)
-        check_basis(self.basis, self.energy)
-        if self.bits not in (0, 4, 8):
-            raise ValueError(f"bits={self.bits}; it must be 8, 4 or 0 (dense)")
+        super().__post_init__()
+        check_energy(self.energy, self.basis, rank=self.rank)
 
     def check(self, shape: Shape) -> None:
         if self.energy is None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TypeVar
 
 from kvbench.figures import Table
 from kvbench.formats import NONE, fixed, signed
@@ -29,6 +31,7 @@ from kvbench.metrics.stats import RESAMPLES, Interval, holm, mean_interval, wils
 MARK = "*"
 """Behind a difference that is shown: its corrected p is below ``ALPHA``."""
 WILSON, STUDENT = "Wilson", "t"
+Key = TypeVar("Key")
 Scores = Mapping[str, float]
 """One method's scores: question → score in [0, 1]."""
 
@@ -118,6 +121,14 @@ def table(name: str, title: str, groups: Mapping[str, Mapping[str, Accuracy]], o
         if any(label in of for of in found.values())
     ]
     return Table(name, title, ["method", *headings], rows, notes=notes(found, what=what))
+
+
+def means(scores: Iterable[tuple[Key, float]]) -> dict[Key, float]:
+    """The mean score of each cell of a grid (or of a length, a depth), from any number of (cell, score)."""
+    found: dict[Key, list[float]] = {}
+    for cell, score in scores:
+        found.setdefault(cell, []).append(score)
+    return {cell: fmean(of) for cell, of in found.items()}
 
 
 def cells(found: Accuracy | None) -> tuple[str, str]:

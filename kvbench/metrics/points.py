@@ -1,4 +1,4 @@
-"""Batch × context points that ``speed`` and ``memory`` share."""
+"""What evaluators are asked to measure at: batch × context points, lists of numbers, the first of the run's windows."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def parse_list(name: str, text: str) -> list[int]:
     if not all(e.strip().isdigit() and int(e) > 0 for e in entries):
         raise ValueError(f"{name}={text}; write whole numbers joined by +, for example {name}=1+8")
     return [int(e) for e in entries]
+
+
+def batches(spec: RunSpec, samples: int) -> int:
+    """Batches that hold the run's first ``samples`` windows; 0 is all of them."""
+    return -(-min(samples or spec.samples, spec.samples) // spec.batch_size)
 
 
 def points(spec: RunSpec, batch: str, context: str) -> list[Point]:

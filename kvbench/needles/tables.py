@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from kvbench.figures import Grid, Table
 from kvbench.formats import NONE
-from kvbench.metrics.accuracy import Accuracy, accuracies, measured, table
+from kvbench.metrics.accuracy import Accuracy, accuracies, means, measured, table
 from kvbench.metrics.measured import HEADLINE, Measured, MethodRecords, Summary
 from kvbench.needles.questions import Cell, effective_context
 
@@ -52,10 +53,8 @@ class Shown:
 
     def _by_length(self, label: str) -> dict[int, float]:
         """Length → mean graded score over depths, kinds and samples, shortest first."""
-        found: dict[int, list[float]] = {}
-        for key, value in self.scores(label, "graded").items():
-            found.setdefault(self.cells[key].length, []).append(value)
-        return {length: _mean(found[length]) for length in sorted(found)}
+        found = means((self.cells[key].length, value) for key, value in self.scores(label, "graded").items())
+        return dict(sorted(found.items()))
 
     # Summaries
 
@@ -68,7 +67,7 @@ class Shown:
         fields: dict[str, Any] = {
             "needle_prompts": len(self.records[label]),
             **{f"{m.metric}{end}": value for m in (exact, graded) for end, value in (("", m.value), ("_low", m.low), ("_high", m.high))},
-            "needle_similarity": _mean(self.scores(label, "similarity").values()),
+            "needle_similarity": fmean(self.scores(label, "similarity").values()),
             "needle_by_length": {str(length): value for length, value in self._by_length(label).items()},
             "needle_effective_context": self.effective(label),
             "compression_factor": whole / stored,
@@ -126,10 +125,9 @@ class Shown:
         return [self._grid(label, kind, depths, columns) for kind in self.kinds for label in self.records]
 
     def _grid(self, label: str, kind: str, depths: Sequence[float], lengths: Sequence[int]) -> Grid:
-        found: dict[tuple[float, int], list[float]] = {}
-        for key, value in self.scores(label, "graded", _of_kind(kind)).items():
-            found.setdefault((self.cells[key].depth, self.cells[key].length), []).append(value)
-        values = [[_mean(found[depth, length]) if (depth, length) in found else None for length in lengths] for depth in depths]
+        scores = self.scores(label, "graded", _of_kind(kind))
+        found = means(((self.cells[key].depth, self.cells[key].length), value) for key, value in scores.items())
+        values = [[found.get((depth, length)) for length in lengths] for depth in depths]
         return Grid(
             kind,
             f"Needle, {kind.replace('_', '-')}: graded score",
@@ -141,11 +139,6 @@ class Shown:
             column_name="tokens",
             notes=["a needle stands at the boundary between sentences that is nearest to its depth"],
         )
-
-
-def _mean(values: Iterable[float]) -> float:
-    every = list(values)
-    return math.fsum(every) / len(every)
 
 
 def _of_length(length: int) -> Pick:

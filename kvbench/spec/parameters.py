@@ -1,7 +1,8 @@
-"""From ``name:param=value`` to a frozen dataclass: names and kinds are checked here, ranges by the class itself."""
+"""From ``name:param=value`` to a frozen dataclass: names, kinds and declared ranges are checked here, what else must hold by the class."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, field, fields
 from typing import Any
 
@@ -9,14 +10,50 @@ from kvbench.errors import KvbenchError, UnknownName, UsageError, told
 from kvbench.spec import NamedSpec, ParamValue
 
 
-def param(default: Any, meaning: str) -> Any:
-    """A parameter with its default and one line of meaning, units included."""
-    return field(default=default, metadata={"meaning": meaning})
+def param(default: Any, meaning: str, *, least: float | None = None, within: str = "", among: Sequence[Any] = ()) -> Any:
+    """A parameter with its default and one line of meaning, units included.
+
+    A subclass that only has another default writes that alone (``window: int = 32``): the rest is still as declared here.
+
+    Args:
+        least: Its smallest value. within: The interval that it lies in, ``[0, 1)``. among: All of its values.
+    """
+    return field(default=default, metadata={"meaning": meaning, "least": least, "within": within, "among": among})
 
 
 def parameters(cls: type[Any]) -> list[tuple[str, Any, str]]:
     """(name, default, meaning) of each parameter of a registered dataclass."""
-    return [(f.name, f.default, f.metadata.get("meaning", "")) for f in _named(cls)]
+    return [(f.name, f.default, _declared(cls, f.name).get("meaning", "")) for f in _named(cls)]
+
+
+def check_values(of: Any) -> None:
+    """Refuse what a registered dataclass was given if a parameter's declaration does not allow it; ``None`` is always allowed.
+
+    Raises:
+        ValueError: names the parameter, its value and what it must be.
+    """
+    for name in (f.name for f in _named(type(of))):
+        declared, value = _declared(type(of), name), getattr(of, name)
+        least, within, among = (declared.get(key) for key in ("least", "within", "among"))
+        if value is None:
+            continue
+        if least is not None and not value >= least:
+            raise ValueError(f"{name}={value}; it must be at least {least}")
+        if within and not _lies(value, within):
+            raise ValueError(f"{name}={value}; it lies in {within}")
+        if among:
+            must_be(name, value, among)
+
+
+def _lies(value: float, within: str) -> bool:
+    low, high = map(float, within[1:-1].split(","))
+    return (low < value or (low == value and within[0] == "[")) and (value < high or (value == high and within[-1] == "]"))
+
+
+def _declared(cls: type[Any], name: str) -> Mapping[str, Any]:
+    """What :func:`param` said of a parameter, here or in the nearest base."""
+    own = (base.__dict__.get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
+    return next((found.metadata for found in own if found is not None and found.metadata), {})
 
 
 def _named(cls: type[Any]) -> list[Field[Any]]:
@@ -69,6 +106,19 @@ def _coerce(spec: NamedSpec, key: str, value: ParamValue, annotation: Any, kind:
         return str(value)
     wanted = " or ".join(sorted(kinds - {"None"}))
     raise UsageError(f"{kind} '{spec.label}': {key}={value} is not {wanted}", hint=f"kvbench list {kind}s")
+
+
+def must_be(name: str, value: Any, among: Sequence[Any]) -> None:
+    """Refuse what is none of a parameter's values.
+
+    Raises:
+        ValueError: with the values there are, and of numbers the nearest.
+    """
+    if value in among:
+        return
+    *others, last = map(str, among)
+    near = "" if isinstance(value, str) else f", for example {min(among, key=lambda one: abs(one - value))}"
+    raise ValueError(f"{name}={value}; it must be {', '.join(others)} or {last}{near}")
 
 
 def must_divide(name: str, value: int, total: int, what: str) -> None:
