@@ -164,13 +164,6 @@ class Product:
         return self._fused(self._tile, x, stream, self.weight)
 
 
-class Linear(Product):
-    """``y = op(x)``: ``x @ weight.T + bias``, ``[rows, K]`` to ``[rows, N]``."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._run(x)
-
-
 class NormLinear(Product):
     """``y = op(stream)``: the product of the stream's norm, ``[rows, K]`` to ``[rows, N]``; the stream is only read."""
 
@@ -190,11 +183,6 @@ class AddLinear(Product):
 
     def __call__(self, x: Tensor, stream: Tensor) -> Tensor:
         return self._run(x, stream)
-
-
-def linear_for(weight: Tensor, bias: Tensor | None, rows: int) -> Linear:
-    """The fastest ``linear`` for ``weight [N, K]``, ``bias [N]`` and this many rows."""
-    return Linear(weight, bias, rows)
 
 
 def norm_linear_for(

@@ -55,8 +55,3 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x @ weight.T + bias``: ``[B, K]`` and ``[N, K]`` to ``[B, N]``."""
     return F.linear(x, weight, bias)
-
-
-def add_linear(x: Tensor, stream: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``stream += linear(x)`` in place, the product rounded before the sum; returns ``stream``."""
-    return stream.add_(linear(x, weight, bias))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from kvbench.instruments.protocol import Prompt
     from kvbench.instruments.session import Session
     from kvbench.metrics.points import Point
-
-Fill = Literal["prefill", "random"]
 
 
 @dataclass(frozen=True)
