@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from kvbench.errors import CorpusError
+from kvbench.errors import CorpusError, told
 from kvbench.files import read_bytes
 from kvbench.harness.index import Entry
 
@@ -207,6 +207,5 @@ def _parquet(file: Path) -> list[Row]:
     try:
         rows: list[Row] = pq.read_table(file).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        first = (str(error).splitlines() or ["not a parquet file"])[0]
-        raise CorpusError(f"{_place(file)}: {first}", hint="write it again, or as JSON lines") from error
+        raise CorpusError(f"{_place(file)}: {told(error) or 'not a parquet file'}", hint="write it again, or as JSON lines") from error
     return rows

@@ -9,21 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvbench.errors import CorpusError, UnknownName
+from kvbench.errors import CorpusError, UnknownName, told
 from kvbench.files import read_text
 from kvbench.harness.encoding import Encoder
 from kvbench.harness.index import tasks_folder
 from kvbench.harness.requests import Question, questions_of, score
 from kvbench.harness.ruler_samples import DoesNotFit, Made, Supplies, make
 from kvbench.harness.task_loading import Leaf
-from kvbench.texts.corpora import mirror_folder, open_text
+from kvbench.texts.corpora import ESSAYS, mirror_folder, mirrored, open_text
 from kvbench.texts.hub import stop_asking
 
 if TYPE_CHECKING:
     from kvbench.instruments.context import Stage
     from kvbench.instruments.session import Session
 
-ESSAYS = "haystack/paul_graham_essays.txt"
 GROUP = "ruler"
 """The one file of the folder that is no task."""
 TRIES = 3
@@ -71,7 +70,7 @@ def prepare(
     """
     encoder = Encoder(session.loaded.tokenizer, session.loaded.model.config)
     folder = mirror_folder(session.spec.corpus.data_dir)
-    words, source, digest = _filler(filler, folder)
+    words, source, digest = _filler(filler, mirrored(ESSAYS, session.spec.corpus.data_dir))
     split, splitter = sentence_splitter()
     supplies = Supplies(session.loaded.tokenizer, words, split, session.spec.seed, folder)
     found: dict[tuple[str, int], list[Cell]] = {}
@@ -112,24 +111,23 @@ def sentence_splitter() -> tuple[Callable[[str], list[str]], str]:
     return nltk.sent_tokenize, "nltk's Punkt"
 
 
-def _filler(name: str, folder: Path | None) -> tuple[list[str], str, str]:
+def _filler(name: str, file: Path | None) -> tuple[list[str], str, str]:
     """Words, where they are from, and a hash of the text."""
-    mirrored = folder / ESSAYS if folder is not None and (folder / ESSAYS).is_file() else None
-    if name == "reference" or (name == "auto" and mirrored is None):
+    if name == "reference" or (name == "auto" and file is None):
         text = open_text("language_reference", None)
         text.at_least(1 << 30)
         whole, source = text.read, text.source
-    elif mirrored is not None:
+    elif file is not None:
         try:
-            whole, source = read_text(mirrored), ESSAYS
+            whole, source = read_text(file), ESSAYS
         except (OSError, UnicodeDecodeError) as error:
-            raise CorpusError(f"'{mirrored}' cannot be read: {error}", hint="filler=reference needs no file") from error
+            raise CorpusError(f"'{file}' cannot be read: {error}", hint="filler=reference needs no file") from error
     else:
-        whole, source = _essays(), "baber/paul_graham_essays"
+        whole, source = _hub_essays(), "baber/paul_graham_essays"
     return re.sub(r"\s+", " ", whole).strip().split(" "), source, hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _essays() -> str:
+def _hub_essays() -> str:
     """The hub dataset that the harness reads."""
     try:
         from datasets import load_dataset
@@ -139,7 +137,7 @@ def _essays() -> str:
         if isinstance(error, ConnectionError):
             stop_asking()
         raise CorpusError(
-            f"the essays cannot be read from the hub (baber/paul_graham_essays): {(str(error).splitlines() or [''])[0]}",
+            f"the essays cannot be read from the hub (baber/paul_graham_essays): {told(error)}",
             hint=f"put {ESSAYS} into a folder and name it with --data-dir, or use filler=reference",
         ) from error
 

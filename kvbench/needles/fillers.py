@@ -15,11 +15,11 @@ from pathlib import Path
 
 from kvbench.errors import CorpusError
 from kvbench.spec import RunSpec
-from kvbench.texts.corpora import BETWEEN_DOCUMENTS, CORPORA, mirror_folder, open_text
+from kvbench.texts.corpora import BETWEEN_DOCUMENTS, CORPORA, ESSAYS, mirrored, open_text
 from kvbench.texts.documents import READERS, Text
 
-ESSAYS, ESSAYS_FILE = "haystack", "haystack/paul_graham_essays.txt"
-"""The usual filler of needle tests, where a mirror holds it."""
+HAYSTACK = "haystack"
+"""The name of the usual filler of needle tests, the essays that a mirror may hold."""
 OWN = "corpus"
 """The run's own text."""
 CLOSING = "\"')\\]\u2019\u201d"
@@ -72,10 +72,15 @@ def open_filler(name: str, spec: RunSpec) -> Text:
     """
     if name == OWN:
         name = spec.corpus.name
-    if name != ESSAYS:
+    if name != HAYSTACK:
         return open_text(name, spec.corpus.data_dir)
-    path = _essays(spec)
-    return Text(ESSAYS_FILE, READERS[path.suffix](path), BETWEEN_DOCUMENTS)
+    path = mirrored(ESSAYS, spec.corpus.data_dir)
+    if path is None:
+        raise CorpusError(
+            f"the filler '{HAYSTACK}' is a mirror's {ESSAYS}, which is not there",
+            hint="put it into a folder and name that with --data-dir or KVBENCH_DATA, or leave filler out",
+        )
+    return Text(ESSAYS, READERS[path.suffix](path), BETWEEN_DOCUMENTS)
 
 
 def check_filler(name: str, spec: RunSpec) -> None:
@@ -88,22 +93,11 @@ def check_filler(name: str, spec: RunSpec) -> None:
     text = open_filler(name, spec)
     if name in CORPORA:
         return
-    if name != ESSAYS and not Path(name).expanduser().is_file():
+    if name != HAYSTACK and not Path(name).expanduser().is_file():
         raise CorpusError(f"the filler '{name}' is not there", hint="correct needle:filler=..., or leave it out")
     text.digest()  # to the end, for what cannot be read
     if not text.read.strip():
         raise CorpusError(f"the filler '{name}' is empty", hint="needle:filler=... another text")
-
-
-def _essays(spec: RunSpec) -> Path:
-    folder = mirror_folder(spec.corpus.data_dir)
-    path = None if folder is None else folder / ESSAYS_FILE
-    if path is None or not path.is_file():
-        raise CorpusError(
-            f"the filler '{ESSAYS}' is a mirror's {ESSAYS_FILE}, which is not there",
-            hint="put it into a folder and name that with --data-dir or KVBENCH_DATA, or leave filler out",
-        )
-    return path
 
 
 def read_filler(text: Text, longest: int, counts: Callable[[Sequence[str]], list[int]]) -> Filler:

@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvbench.errors import CorpusError, UnknownName
+from kvbench.errors import CorpusError, UnknownName, told
 from kvbench.models.weights import Progress
 from kvbench.spec import RunSpec
 from kvbench.texts.documents import READERS, Text, lines_of
 from kvbench.texts.tokens import Reader, reader_of
 from kvbench.texts.windows import Cut, Windows
 
-__all__ = ["BETWEEN_DOCUMENTS", "CORPORA", "Corpus", "Windows", "load_windows", "mirror_folder", "open_text"]
+__all__ = ["BETWEEN_DOCUMENTS", "CORPORA", "ESSAYS", "Corpus", "Windows", "load_windows", "mirror_folder", "mirrored", "open_text"]
 
 MARGIN = 256
 """Tokens beyond the last window before tokenising stops: the end of a cut text may be split differently, its start is not."""
 
 BETWEEN_DOCUMENTS = "\n\n"
+ESSAYS = "haystack/paul_graham_essays.txt"
+"""The usual filler of needle tests, where a mirror holds it."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,9 @@ def open_text(name: str, data_dir: str | None) -> Text:
     corpus = CORPORA[name]
     if corpus.hub is None:
         return Text("pydoc_data.topics", _language_reference(), corpus.join)
-    mirrored = _mirror(corpus, data_dir)
-    rows = READERS[mirrored.suffix](mirrored) if mirrored else _hub_rows(name, corpus)
-    source = corpus.mirror if mirrored else "/".join(filter(None, corpus.hub))
+    file = mirrored(corpus.mirror, data_dir) if corpus.mirror else None
+    rows = READERS[file.suffix](file) if file else _hub_rows(name, corpus)
+    source = corpus.mirror if file else "/".join(filter(None, corpus.hub))
     if corpus.skip_blank:
         rows = lines_of(rows)
     return Text(str(source), rows, corpus.join, streamed=corpus.streamed)
@@ -176,13 +178,10 @@ def mirror_folder(data_dir: str | None) -> Path | None:
     return root
 
 
-def _mirror(corpus: Corpus, data_dir: str | None) -> Path | None:
-    """The corpus's file in the mirror folder, if it is there."""
-    root = None if corpus.mirror is None else mirror_folder(data_dir)
-    if root is None:
-        return None
-    path = root / str(corpus.mirror)
-    return path if path.is_file() else None
+def mirrored(file: str, data_dir: str | None) -> Path | None:
+    """A file of the mirror folder, if it is there."""
+    root = mirror_folder(data_dir)
+    return root / file if root is not None and (root / file).is_file() else None
 
 
 def _hub_rows(name: str, corpus: Corpus) -> Iterator[str]:
@@ -195,8 +194,7 @@ def _hub_rows(name: str, corpus: Corpus) -> Iterator[str]:
         rows = iter(load_dataset(repository, configuration, split=split, streaming=corpus.streamed))
         yield from (row["text"] for row in rows)
     except Exception as error:  # the library raises what its many file systems raise
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorpusError(
-            f"corpus '{name}' cannot be read from the hub ({repository}): {first}",
+            f"corpus '{name}' cannot be read from the hub ({repository}): {told(error) or type(error).__name__}",
             hint=f"put {corpus.mirror} into a folder and name it with --data-dir, or use --corpus language_reference",
         ) from error
