@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from telling import as_read
+import telling
 
 from kvbench.budgeting.expected import ShapeScale, Unknown
 from kvbench.budgeting.solver import Solution, solve
@@ -16,7 +16,6 @@ from kvbench.displays import table
 from kvbench.engine.journal import SCHEMA
 from kvbench.engine.plan import complete, plan, resolve_methods
 from kvbench.errors import UsageError
-from kvbench.evaluators.base import UnitContext
 from kvbench.evaluators.memory import Memory
 from kvbench.instruments.session import Session
 from kvbench.instruments.tiny import make_tiny_config
@@ -176,34 +175,18 @@ def met(session: Session, scale: PromptScale) -> Callable[[str], Solution]:
     return lambda text: solve(MethodSpec.parse(text), session.spec, session.loaded.shape, scale)
 
 
-class Weighed(UnitContext):
-    """Records of the memory evaluator."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, Any]] = {}
-
-    def method_started(self, method: str) -> None: ...
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        action()
-        return True
-
-    def record(self, method: str, key: str, data: Any) -> None:
-        self.records[method] = as_read("memory", data)
-
-
 @pytest.mark.parametrize("name", DIALS)
 def test_every_method_with_a_dial_meets_budgets_within_two_percent(name: str, session: Session, met: Callable[[str], Solution]) -> None:
     """What the run's own memory evaluator then counts is what was asked for; what is out of reach is said."""
     found = {budget: met(f"{name}@{budget}") for budget in BUDGETS}
     methods = {f"{name}@{budget}": solution.method for budget, solution in found.items() if solution.error is None}
     assert methods, [solution.error for solution in found.values()]
-    evaluator, context = Memory(), Weighed()
+    evaluator, context = Memory(), telling.Told("memory")
     weighing = replace(session, methods={"baseline": session.methods["baseline"], **methods})
     for unit in evaluator.units(session.spec, list(weighing.methods)):
         evaluator.run(unit, weighing, context)
     for label, method in methods.items():
-        budget, record = label.partition("@")[2], context.records[label]
+        budget, (record,) = label.partition("@")[2], context.records[label].values()
         factor = record["baseline_bytes"] / record["stored_bytes"]
         assert abs(1 / factor - 1 / float(budget[:-1])) <= TOLERANCE / float(budget[:-1]), (label, factor)
         assert method.label == label

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from telling import as_read
+from telling import Told
 
 from kvbench.engine.plan import resolve_methods
 from kvbench.errors import UsageError
-from kvbench.evaluators.base import UnitContext, build
+from kvbench.evaluators.base import build
 from kvbench.evaluators.drift import Drift, marks
 from kvbench.figures import Table
 from kvbench.instruments.session import Session
@@ -213,27 +213,6 @@ class Letters:
         return "".join(chr(0x4E00 + t) for t in tokens)
 
 
-class Told(UnitContext):
-    """Keeps what an evaluator tells."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, Any]] = {}
-        self.failed: list[str] = []
-
-    def method_started(self, method: str) -> None: ...
-
-    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        self.records.setdefault(method, {})[key] = as_read("drift", data)
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        try:
-            action()
-        except ArithmeticError:
-            self.failed.append(method)
-            return False
-        return True
-
-
 LABELS = ["baseline", "knorm:compression_ratio=0.0", "random:compression_ratio=0.9", "int4"]
 
 
@@ -249,7 +228,7 @@ def session() -> Session:
 
 
 def run(session: Session, drift: Drift) -> Told:
-    told = Told()
+    told = Told("drift")
     for unit in drift.units(session.spec, LABELS):
         drift.run(unit, session, told)
     return told
@@ -308,5 +287,5 @@ def test_a_method_that_breaks_is_its_own_rows_failure(session: Session, monkeypa
 
     monkeypatch.setattr(type(session.runner), "compress", breaking)
     told = run(session, Drift(prompts=1, tokens=4, short=2))
-    assert told.failed == ["int4"]
+    assert told.failed == {"int4"}
     assert set(told.records) == set(LABELS) - {"int4"}

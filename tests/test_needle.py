@@ -10,11 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from telling import as_read
+from telling import Told
 
 from kvbench.engine.plan import plan
 from kvbench.errors import CorpusError, UsageError
-from kvbench.evaluators.base import UnitContext
 from kvbench.evaluators.needle import Needle, parse_depths
 from kvbench.figures import Grid, Table
 from kvbench.needles.fillers import LONGEST_SENTENCE, Filler, open_filler, read_filler, split_sentences
@@ -308,20 +307,6 @@ def test_figures_are_tables_and_one_grid_a_method_with_holes_where_nothing_is_me
 # Through a model
 
 
-class Kept(UnitContext):
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, Any]] = {}
-
-    def method_started(self, method: str) -> None: ...
-
-    def guard(self, method: str, action: Any) -> bool:
-        action()
-        return True
-
-    def record(self, method: str, key: str, data: Any) -> None:
-        self.records.setdefault(method, {})[key] = as_read("needle", data)
-
-
 @pytest.mark.model
 def test_the_embedded_model_finds_its_needles(embedded_model: Any) -> None:
     """Every prompt is as long as asked, the question is no part of what is compressed, and random eviction loses the needle."""
@@ -336,7 +321,7 @@ def test_the_embedded_model_finds_its_needles(embedded_model: Any) -> None:
     options = CacheOptions(embedded_model.cache_dtype, spec.protocol, spec.context, spec.chunk_size, spec.seed)
     runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, options)
     session = Session(spec, methods, embedded_model, runner, None)
-    needle, context = Needle(lengths="256", depths="0+100"), Kept()
+    needle, context = Needle(lengths="256", depths="0+100"), Told("needle")
     assert needle.prepare(session, lambda *_: None)["chat"] is True
     for unit in needle.units(spec, list(methods)):
         needle.run(unit, session, context)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from telling import as_read
+from telling import Told
 from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, Geometry, KVCache, use_kvbench_attention
@@ -20,7 +20,7 @@ from kvbench.caches.pressed import PressedLayer
 from kvbench.calibration import provide
 from kvbench.errors import UsageError
 from kvbench.evaluators.attention_similarity import AttentionSimilarity
-from kvbench.evaluators.base import BASELINE, Evaluator, UnitContext, build
+from kvbench.evaluators.base import BASELINE, Evaluator, build
 from kvbench.evaluators.reconstruction import Reconstruction
 from kvbench.figures import Grid, Table
 from kvbench.instruments import fidelity
@@ -200,25 +200,6 @@ def test_an_evictions_total_variation_is_the_attention_that_it_lost(runner: Runn
         assert [record["tv"][index] for record in records] == pytest.approx(lost.tolist(), rel=1e-8)
 
 
-class Seen(UnitContext):
-    """Keeps what a unit records; a failure is the test's."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator.name
-        self.records: dict[str, dict[str, dict[str, Any]]] = {}
-
-    def method_started(self, method: str) -> None:
-        self.records.setdefault(method, {})
-
-    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        assert key not in self.records[method]
-        self.records[method][key] = as_read(self.evaluator, data)
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        action()
-        return True
-
-
 METHODS = ("baseline", "snapkv", "int4", "asymkv", "pyramidkv:window=8")
 
 
@@ -234,7 +215,7 @@ def session_of(runner: Runner, batch: int) -> Session:
 
 
 def run(evaluator: Evaluator, session: Session) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    seen = Seen(evaluator)
+    seen = Told(evaluator.name)
     facts = evaluator.prepare(session, lambda *_: None)
     for unit in evaluator.units(session.spec, METHODS):
         evaluator.run(unit, session, seen)
@@ -284,7 +265,7 @@ def test_the_sweep_costs_bytes_and_loses_more_the_further_it_goes(reconstructed:
 
 def test_a_setting_of_the_sweep_that_breaks_ends_neither_the_run_nor_the_sweep(runner: Runner) -> None:
     session, evaluator = session_of(runner, 2), Reconstruction()
-    seen = Seen(evaluator)
+    seen = Told(evaluator.name)
     facts = evaluator.prepare(session, lambda *_: None)
     with_artefacts, found = session.kept[evaluator.name]
     found[0] = replace(found[0], method=SimpleNamespace(label="broken_one"))
@@ -328,7 +309,7 @@ def test_attention_similarity_end_to_end(runner: Runner) -> None:
 
 def test_the_queries_are_those_of_the_continuation(runner: Runner) -> None:
     """The map of the baseline equals the model's own attention of tokens 120 to 123, cut to the prompt."""
-    session, seen = session_of(runner, 2), Seen(AttentionSimilarity())
+    session, seen = session_of(runner, 2), Told("attention_similarity")
     given: list[Any] = []
     original = fidelity.attention
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from telling import as_read
+from telling import Told
 from torch import Tensor
 
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, use_kvbench_attention
@@ -18,7 +18,7 @@ from kvbench.calibration import provide
 from kvbench.compare.align import Pair
 from kvbench.compare.judge import judge
 from kvbench.compare.thresholds import Threshold, check
-from kvbench.evaluators.base import Measured, Summary, UnitContext
+from kvbench.evaluators.base import Measured, Summary
 from kvbench.evaluators.perplexity import Perplexity
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.reshaped import EVERY, PIECES, SINGLY, movement, prefill, scored_again
@@ -35,22 +35,7 @@ from kvbench.texts.corpora import Windows
 pytestmark = pytest.mark.fast
 
 
-class Kept(UnitContext):
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, Any]] = {}
-
-    def method_started(self, method: str) -> None:
-        pass
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        action()
-        return True
-
-    def record(self, method: str, key: str, data: Any) -> None:
-        self.records.setdefault(method, {})[key] = as_read("perplexity", data)
-
-
-def scored(model: Any, methods: list[str], cache: torch.dtype, **given: Any) -> tuple[dict[str, Summary], Kept]:
+def scored(model: Any, methods: list[str], cache: torch.dtype, **given: Any) -> tuple[dict[str, Summary], Told]:
     """A run of perplexity on random tokens."""
     use_kvbench_attention(model)
     spec = RunSpec(methods=expand(methods), **{"samples": 1, "context": 40, "continuation": 24, **given})
@@ -64,7 +49,7 @@ def scored(model: Any, methods: list[str], cache: torch.dtype, **given: Any) -> 
     runner = Runner(model, geometry, artefacts, CacheOptions(cache, spec.protocol, spec.context))
     shape = SimpleNamespace(hidden_size=model.config.hidden_size)
     loaded: Any = SimpleNamespace(device=torch.device("cpu"), dtype=dtype, cache_dtype=cache, shape=shape)
-    session, kept, evaluator = Session(spec, built, loaded, runner, Windows(tokens, {})), Kept(), Perplexity()
+    session, kept, evaluator = Session(spec, built, loaded, runner, Windows(tokens, {})), Told("perplexity"), Perplexity()
     for unit in evaluator.units(spec, list(built)):
         evaluator.run(unit, session, kept)
     return evaluator.summarise(kept.records, "baseline"), kept

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from telling import as_read
+from telling import Told
 from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, Geometry, decoder_of, use_kvbench_attention
 from kvbench.errors import UsageError
-from kvbench.evaluators.base import BASELINE, UnitContext, build
+from kvbench.evaluators.base import BASELINE, build
 from kvbench.evaluators.spectrum import Spectrum
 from kvbench.figures import Grid, Table
 from kvbench.instruments.protocol import Runner
@@ -58,21 +57,6 @@ def test_tokens_in_parts_are_tokens_at_once_and_heads_are_told_apart() -> None:
             assert torch.allclose(whole.by_head(centred=centred)[head], torch.linalg.svdvals(rows).square() / 80, rtol=1e-9)
 
 
-class Seen(UnitContext):
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, dict[str, Any]]] = {}
-
-    def method_started(self, method: str) -> None:
-        self.records.setdefault(method, {})
-
-    def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
-        self.records[method][key] = as_read("spectrum", data)
-
-    def guard(self, method: str, action: Callable[[], None]) -> bool:
-        action()
-        return True
-
-
 @pytest.fixture(scope="module")
 def model() -> Any:
     from kvbench.instruments.tiny import make_tiny_model
@@ -86,7 +70,7 @@ def measured(model: Any, evaluator: Spectrum, **spec: Any) -> dict[str, Any]:
     asked = RunSpec(samples=3, context=CONTEXT, continuation=10).with_changes(**spec)
     loaded: Any = SimpleNamespace(device=torch.device("cpu"))
     session = Session(asked, {}, loaded, Runner(model, Geometry.of(model), {}, CacheOptions()), Windows(TOKENS, {}))  # type: ignore[arg-type]
-    seen = Seen()
+    seen = Told("spectrum")
     (unit,) = evaluator.units(asked, ["baseline", "snapkv"])
     assert unit.methods == (BASELINE,)
     evaluator.run(unit, session, seen)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from stub_fixtures import stubbed  # noqa: F401
+from telling import Told
 from test_evaluators import made_up
 
 from kvbench import sweeps
@@ -18,7 +19,7 @@ from kvbench.cli import main
 from kvbench.cli.question import spec_of, sweep_of
 from kvbench.engine.plan import plan
 from kvbench.errors import UsageError
-from kvbench.evaluators.base import Measured, Summary, UnitContext
+from kvbench.evaluators.base import Measured, Summary
 from kvbench.evaluators.perplexity import Perplexity
 from kvbench.figures import Grid, Table
 from kvbench.spec import MethodSpec, RunSpec
@@ -163,23 +164,6 @@ def test_lengths_that_a_run_does_not_have_are_refused(context: str, said: str) -
         Perplexity(context=context).check(RunSpec(context=512))
 
 
-class Kept(UnitContext):
-    """Keeps what is recorded, and lets failures through."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, Any]] = {}
-
-    def method_started(self, method: str) -> None:
-        pass
-
-    def record(self, method: str, key: str, data: Any) -> None:
-        self.records.setdefault(method, {})[key] = {k: v for k, v in data.items() if k != "seconds"}
-
-    def guard(self, method: str, action: Any) -> bool:
-        action()
-        return True
-
-
 @pytest.mark.parametrize("protocol", ["prefill", "streaming"])
 def test_a_shorter_prompt_is_the_end_of_the_longer_one(tiny_model: Any, protocol: str) -> None:
     """As a run of that length on the last tokens of the same windows, to the last digit."""
@@ -215,10 +199,10 @@ def scored(tiny_model: Any, protocol: str, context: int, lengths: str, tokens: t
     loaded = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float64, cache_dtype=torch.float64, shape=shape)
     methods = {m.label: resolve(m, spec) for m in spec.methods if m.label != "random"}
     session = Session(spec, methods, loaded, Runner(model, Geometry.of(model), {}, options), Windows(tokens, {}))  # type: ignore[arg-type]
-    kept = Kept()
+    told = Told("perplexity")
     for unit in evaluator.units(spec, list(methods)):
-        evaluator.run(unit, session, kept)
-    return kept.records
+        evaluator.run(unit, session, told)
+    return {label: {key: {**data, "seconds": None} for key, data in of.items()} for label, of in told.records.items()}
 
 
 # --- what a sweep shows ----------------------------------------------------------------------------------------------
