@@ -16,7 +16,7 @@ import msgspec
 
 from kvbench.errors import KvbenchError
 from kvbench.record import events as ev
-from kvbench.record.schema import check_audit, check_corpus, check_environment, check_model, check_record
+from kvbench.record.schema import check_record, check_told
 from kvbench.spec import MethodSpec, RunSpec, Unit
 
 LATEST = 1e11
@@ -202,13 +202,13 @@ class Inspector:
                     raise Unsound("a second plan")
                 _check_plan(event)
             case ev.ModelLoaded(model=model):
-                check_model(model)
+                check_told("model", model)
             case ev.CorpusLoaded(corpus=corpus):
-                check_corpus(corpus)
+                check_told("corpus", corpus)
             case ev.EnvironmentRecorded(environment=environment):
-                check_environment(environment)
+                check_told("environment", environment)
             case ev.AuditRecorded(audit=audit):
-                check_audit(audit)
+                check_told("audit", audit)
             case ev.BudgetSolved(target_bytes=target, stored_bytes=stored, baseline_bytes=baseline) if (
                 not min(target, stored, baseline) > 0
             ):

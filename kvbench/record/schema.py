@@ -161,40 +161,17 @@ def check_result(data: Mapping[str, Any]) -> None:
                 check_record(evaluator, record, f"records, {evaluator}, {method}, {key}")
 
 
-def check_model(facts: Any) -> None:
-    """A model's facts, as :class:`kvbench.record.events.ModelLoaded` tells them.
+KINDS: Mapping[str, Any] = {"model": ModelFacts, "corpus": CorpusFacts, "environment": EnvironmentFacts, "audit": dict[str, AuditCheck]}
+"""What events tell that a result holds too: a model's facts, a text's, an environment, and the checks of one method's audit."""
+
+
+def check_told(kind: str, data: Any) -> None:
+    """One of ``KINDS``.
 
     Raises:
-        ResultError: a fact of the wrong kind.
+        ResultError: names the field and what is wrong there.
     """
-    _check(facts, ModelFacts, "model")
-
-
-def check_corpus(facts: Any) -> None:
-    """A text's facts.
-
-    Raises:
-        ResultError: a fact of the wrong kind.
-    """
-    _check(facts, CorpusFacts, "corpus")
-
-
-def check_environment(facts: Any) -> None:
-    """An environment.
-
-    Raises:
-        ResultError: a fact of the wrong kind.
-    """
-    _check(facts, EnvironmentFacts, "environment")
-
-
-def check_audit(checks: Any) -> None:
-    """The checks of one method's audit.
-
-    Raises:
-        ResultError: one that says not whether it passed.
-    """
-    _check(checks, dict[str, AuditCheck], "audit")
+    _check(data, KINDS[kind], kind)
 
 
 def check_record(evaluator: str, record: Any, where: str = "") -> None:

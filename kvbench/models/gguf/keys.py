@@ -73,11 +73,9 @@ class Keys:
         Raises:
             ModelError: it is missing, or something else.
         """
-        value = self.get(suffix)
-        if value is None and default is not None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
-            raise broken(self.header.path, f"key '{self.architecture}.{suffix}' is {'missing' if value is None else repr(value)}")
+        value = self.number(suffix, default)
+        if not isinstance(value, int) or value >= 1 << 31:
+            raise broken(self.header.path, f"key '{self.architecture}.{suffix}' is {value!r}")
         return value
 
     def number(self, suffix: str, default: float | None = None) -> float:
