@@ -8,8 +8,8 @@ from typing import ClassVar
 import pytest
 
 from kvbench.errors import UsageError
+from kvbench.evaluators.registered import EVALUATORS
 from kvbench.methods.base import Eviction, param, resolve
-from kvbench.record.summary import EVALUATORS
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
 from kvbench.spec.parameters import build
 
