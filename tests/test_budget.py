@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import telling
+from sessions import told_by
 
 from kvbench.budgeting.expected import ShapeScale, Unknown
 from kvbench.budgeting.solver import Solution, solve
@@ -181,10 +181,7 @@ def test_every_method_with_a_dial_meets_budgets_within_two_percent(name: str, se
     found = {budget: met(f"{name}@{budget}") for budget in BUDGETS}
     methods = {f"{name}@{budget}": solution.method for budget, solution in found.items() if solution.error is None}
     assert methods, [solution.error for solution in found.values()]
-    evaluator, context = Memory(), telling.Told("memory")
-    weighing = replace(session, methods={"baseline": session.methods["baseline"], **methods})
-    for unit in evaluator.units(session.spec, list(weighing.methods)):
-        evaluator.run(unit, weighing, context)
+    context = told_by(Memory(), replace(session, methods={"baseline": session.methods["baseline"], **methods}))
     for label, method in methods.items():
         budget, (record,) = label.partition("@")[2], context.records[label].values()
         factor = record["baseline_bytes"] / record["stored_bytes"]

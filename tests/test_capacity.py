@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sessions import told_by
 from telling import Told
 from test_speed import session_of
 
@@ -51,11 +52,9 @@ def test_lengths_are_found_to_the_grain() -> None:
 
 
 def sought(session: Session, **params: Any) -> tuple[Capacity, Told]:
-    evaluator, told = Capacity(**{"steps": 2, **params}), Told("capacity")
-    for unit in evaluator.units(session.spec, list(session.methods)):
-        assert len(unit.methods) == 1
-        evaluator.run(unit, session, told)
-    return evaluator, told
+    evaluator = Capacity(**{"steps": 2, **params})
+    assert all(len(unit.methods) == 1 for unit in evaluator.units(session.spec, list(session.methods)))
+    return evaluator, told_by(evaluator, session)
 
 
 def gib(size: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from telling import Told
+from sessions import told_by
 
 from kvbench.engine.plan import resolve_methods
 from kvbench.errors import UsageError
@@ -227,17 +227,10 @@ def session() -> Session:
     return dataclasses.replace(opened, windows=Windows(tokens, {}), loaded=loaded)  # type: ignore[arg-type]
 
 
-def run(session: Session, drift: Drift) -> Told:
-    told = Told("drift")
-    for unit in drift.units(session.spec, LABELS):
-        drift.run(unit, session, told)
-    return told
-
-
 def test_the_baseline_writes_what_the_model_writes(session: Session) -> None:
     """Against a greedy loop that prefills everything so far again for each token, uncompressed."""
     drift = Drift(prompts=1, tokens=12, short=4)
-    told = run(session, drift)
+    told = told_by(drift, session)
     tokens = session.batch(0)[0, : session.spec.context + 1].tolist()
     runner, needs, wanted = session.runner, session.needs(["baseline"]), []
     for _ in range(12):
@@ -255,7 +248,7 @@ def test_the_baseline_writes_what_the_model_writes(session: Session) -> None:
 
 def test_methods_go_their_own_way_or_none(session: Session) -> None:
     drift = Drift(tokens=12, short=4)
-    told = run(session, drift)
+    told = told_by(drift, session)
     fields = {label: of.fields for label, of in drift.summarise(told.records, "baseline").items()}
     assert list(told.records["int4"]) == ["0", "1"]
     assert fields["knorm:compression_ratio=0.0"]["drift_same_after"]["12"] == 1.0
@@ -266,9 +259,9 @@ def test_methods_go_their_own_way_or_none(session: Session) -> None:
 
 def test_an_immediate_end_is_an_empty_text(session: Session) -> None:
     drift = Drift(prompts=1, tokens=6, short=2)
-    first = run(session, drift).records["baseline"]["0"]["tokens"][0]
+    first = told_by(drift, session).records["baseline"]["0"]["tokens"][0]
     session.loaded.tokenizer.eos_token_id = first
-    told = run(session, drift)
+    told = told_by(drift, session)
     baseline = told.records["baseline"]["0"]
     assert (baseline["tokens"], baseline["text"], baseline["ended"]) == ([], "", True)
     found = drift.summarise(told.records, "baseline")
@@ -286,6 +279,6 @@ def test_a_method_that_breaks_is_its_own_rows_failure(session: Session, monkeypa
         return whole(runner, method, prompt)
 
     monkeypatch.setattr(type(session.runner), "compress", breaking)
-    told = run(session, Drift(prompts=1, tokens=4, short=2))
+    told = told_by(Drift(prompts=1, tokens=4, short=2), session)
     assert told.failed == {"int4"}
     assert set(told.records) == set(LABELS) - {"int4"}

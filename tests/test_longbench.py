@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sessions import opened
 from telling import Told
 
 from kvbench.errors import CorpusError, UnknownName, UsageError
@@ -209,17 +210,10 @@ def test_bad_parameters_are_refused(options: dict[str, Any]) -> None:
 @pytest.mark.model
 def test_a_run_on_the_embedded_model(embedded_model: LoadedModel, tmp_path: Path) -> None:
     """Two subsets, one of them with fewer questions than were asked for; the same prompt for both methods, and its tables."""
-    from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-    from kvbench.instruments.protocol import Runner
-    from kvbench.instruments.session import Session
-    from kvbench.methods.base import resolve
-
     document = "The capital of France is Paris. " * 40
     mirror(mirror(tmp_path, "qasper", [row(["Paris"], None, document)] * 2), "multi_news", [row(["Paris is a capital."], None, document)])
     spec = spec_of(tmp_path, subsets="qasper+multi_news", samples=2, max_length=96, max_gen_toks=2, question="both")
-    use_kvbench_attention(embedded_model.model)
-    runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions(embedded_model.cache_dtype, "prefill", 64))
-    session = Session(spec, {m.label: resolve(m, spec) for m in spec.methods}, embedded_model, runner, None)
+    session = opened(embedded_model, spec)
     evaluator = evaluator_of(spec)
     told = Told(evaluator.name)
     evaluator.check(spec)

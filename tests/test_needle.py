@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from telling import Told
+from sessions import opened, told_by
 
 from kvbench.engine.plan import plan
 from kvbench.errors import CorpusError, UsageError
@@ -310,21 +310,10 @@ def test_figures_are_tables_and_one_grid_a_method_with_holes_where_nothing_is_me
 @pytest.mark.model
 def test_the_embedded_model_finds_its_needles(embedded_model: Any) -> None:
     """Every prompt is as long as asked, the question is no part of what is compressed, and random eviction loses the needle."""
-    from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-    from kvbench.engine.plan import resolve_methods
-    from kvbench.instruments.protocol import Runner
-    from kvbench.instruments.session import Session
-
     spec = spec_of("needle:lengths=256,depths=0+100", context=256)
-    methods = resolve_methods(spec)
-    use_kvbench_attention(embedded_model.model)
-    options = CacheOptions(embedded_model.cache_dtype, spec.protocol, spec.context, spec.chunk_size, spec.seed)
-    runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, options)
-    session = Session(spec, methods, embedded_model, runner, None)
-    needle, context = Needle(lengths="256", depths="0+100"), Told("needle")
+    session, needle = opened(embedded_model, spec), Needle(lengths="256", depths="0+100")
     assert needle.prepare(session, lambda *_: None)["chat"] is True
-    for unit in needle.units(spec, list(methods)):
-        needle.run(unit, session, context)
+    context = told_by(needle, session)
     first = context.records["baseline"]["single/256/0/0"]
     assert [d["exact"] for d in context.records["baseline"].values()] == [1, 1]
     assert [d["graded"] for d in context.records["random"].values()] == [0, 0]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sessions import loaded_of, opened, told_by
 from telling import Told
 from torch import Tensor
 
@@ -32,7 +33,6 @@ from kvbench.metrics import losses
 from kvbench.metrics.losses import Loss, Means, Point, boundary
 from kvbench.models.shape import shape_of
 from kvbench.spec import EvaluatorSpec, MethodSpec, RunSpec
-from kvbench.texts.corpora import Windows
 
 TEXT = torch.randint(3, 128, (512,), generator=torch.Generator().manual_seed(5))
 TOKENS = torch.randint(3, 128, (2, 130), generator=torch.Generator().manual_seed(6))
@@ -206,20 +206,13 @@ METHODS = ("baseline", "snapkv", "int4", "asymkv", "pyramidkv:window=8")
 def session_of(runner: Runner, batch: int) -> Session:
     """The tiny model with two windows of text."""
     spec = RunSpec(samples=2, batch_size=batch, context=CONTEXT, continuation=10)
-    config = runner.model.config.to_dict()
-    loaded: Any = SimpleNamespace(
-        model=runner.model, tokenizer=None, shape=shape_of(config), device=torch.device("cpu"), cache_dtype=torch.float64,
-        info={"random_weights": True, "weights_hash": None},
-    )  # fmt: skip
-    return Session(spec, {label: method_of(label) for label in METHODS}, loaded, runner, Windows(TOKENS, {}))  # type: ignore[arg-type]
+    methods = {label: method_of(label) for label in METHODS}
+    return replace(opened(loaded_of(runner.model), spec, methods, tokens=TOKENS), runner=runner)
 
 
 def run(evaluator: Evaluator, session: Session) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    seen = Told(evaluator.name)
     facts = evaluator.prepare(session, lambda *_: None)
-    for unit in evaluator.units(session.spec, METHODS):
-        evaluator.run(unit, session, seen)
-    return seen.records, facts
+    return told_by(evaluator, session).records, facts
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sessions import loaded_of, opened, told_by
 from telling import Told
 from torch import Tensor
 
@@ -23,36 +23,27 @@ from kvbench.evaluators.perplexity import Perplexity
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.reshaped import EVERY, PIECES, SINGLY, movement, prefill, scored_again
 from kvbench.instruments.scoring import TokenScores
-from kvbench.instruments.session import Session
 from kvbench.methods.base import METHODS, expand, resolve
 from kvbench.metrics.rounding import is_within, rounding_of
 from kvbench.metrics.row import Row
 from kvbench.models.weights import silent
 from kvbench.report.overview import main_table, rounding_notes
 from kvbench.spec import RunSpec
-from kvbench.texts.corpora import Windows
 
 pytestmark = pytest.mark.fast
 
 
 def scored(model: Any, methods: list[str], cache: torch.dtype, **given: Any) -> tuple[dict[str, Summary], Told]:
     """A run of perplexity on random tokens."""
-    use_kvbench_attention(model)
     spec = RunSpec(methods=expand(methods), **{"samples": 1, "context": 40, "continuation": 24, **given})
-    geometry, dtype = Geometry.of(model), model.dtype
     built = {m.label: resolve(m, spec) for m in spec.methods if m.label in methods}
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(3, 128, (spec.samples, spec.context + spec.continuation), generator=draw)
     wanted = tuple(dict.fromkeys(name for method in built.values() for name in method.artefacts))
     text = torch.randint(128, (512,), generator=draw)
-    artefacts: Artefacts = provide(wanted, model, geometry, text, weights_hash=None, folder=None, stage=silent)
-    runner = Runner(model, geometry, artefacts, CacheOptions(cache, spec.protocol, spec.context))
-    shape = SimpleNamespace(hidden_size=model.config.hidden_size)
-    loaded: Any = SimpleNamespace(device=torch.device("cpu"), dtype=dtype, cache_dtype=cache, shape=shape)
-    session, kept, evaluator = Session(spec, built, loaded, runner, Windows(tokens, {})), Told("perplexity"), Perplexity()
-    for unit in evaluator.units(spec, list(built)):
-        evaluator.run(unit, session, kept)
-    return evaluator.summarise(kept.records, "baseline"), kept
+    artefacts: Artefacts = provide(wanted, model, Geometry.of(model), text, weights_hash=None, folder=None, stage=silent)
+    told = told_by(Perplexity(), opened(loaded_of(model, cache=cache), spec, built, tokens=tokens, artefacts=artefacts))
+    return Perplexity().summarise(told.records, "baseline"), told
 
 
 BUILT_IN = [METHODS.load(name).trial or name for name in METHODS.names() if METHODS.load(name).in_all]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from telling import Told
+from sessions import opened, told_by
 
 from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.evaluators.base import build
@@ -224,21 +224,11 @@ def test_tables_and_grids_are_of_the_records() -> None:
 @pytest.mark.model
 def test_a_run_on_the_embedded_model(embedded_model: LoadedModel) -> None:
     """What fits is asked of both methods, what does not is left out with its reason, and prompts are within their length."""
-    from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-    from kvbench.instruments.protocol import Runner
-    from kvbench.instruments.session import Session
-    from kvbench.methods.base import resolve
-
     spec = spec_of(tasks="niah_single_2+vt", lengths="384", samples=1, max_gen_toks=6, filler="reference")
-    use_kvbench_attention(embedded_model.model)
-    runner = Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions(embedded_model.dtype, "prefill", 384))
-    session = Session(spec, {m.label: resolve(m, spec) for m in spec.methods}, embedded_model, runner, None)
-    evaluator = evaluator_of(spec)
-    told = Told(evaluator.name)
+    session, evaluator = opened(embedded_model, spec), evaluator_of(spec)
     evaluator.check(spec)
     facts = evaluator.prepare(session, silent)
-    for unit in evaluator.units(spec, list(session.methods)):
-        evaluator.run(unit, session, told)
+    told = told_by(evaluator, session)
     assert facts["filler"] == "pydoc_data.topics"
     assert list(facts["left_out"]) == ["vt 384"]
     cells: list[Cell] = session.kept["ruler"].cells["niah_single_2", 384]

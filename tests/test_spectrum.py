@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from sessions import loaded_of, opened
 from telling import Told
 from torch import Tensor
 
-from kvbench.caches.cache import CacheOptions, Geometry, decoder_of, use_kvbench_attention
+from kvbench.caches.cache import decoder_of, use_kvbench_attention
 from kvbench.errors import UsageError
 from kvbench.evaluators.base import BASELINE, build
 from kvbench.evaluators.spectrum import Spectrum
 from kvbench.figures import Grid, Table
-from kvbench.instruments.protocol import Runner
-from kvbench.instruments.session import Session
 from kvbench.instruments.spectra import Spread, components_for, effective_rank, kept_share, participation_ratio
 from kvbench.spec import EvaluatorSpec, RunSpec
-from kvbench.texts.corpora import Windows
 
 TOKENS = torch.randint(3, 128, (3, 70), generator=torch.Generator().manual_seed(6))
 CONTEXT = 60
@@ -68,9 +65,7 @@ def model() -> Any:
 
 def measured(model: Any, evaluator: Spectrum, **spec: Any) -> dict[str, Any]:
     asked = RunSpec(samples=3, context=CONTEXT, continuation=10).with_changes(**spec)
-    loaded: Any = SimpleNamespace(device=torch.device("cpu"))
-    session = Session(asked, {}, loaded, Runner(model, Geometry.of(model), {}, CacheOptions()), Windows(TOKENS, {}))  # type: ignore[arg-type]
-    seen = Told("spectrum")
+    session, seen = opened(loaded_of(model), asked, tokens=TOKENS), Told("spectrum")
     (unit,) = evaluator.units(asked, ["baseline", "snapkv"])
     assert unit.methods == (BASELINE,)
     evaluator.run(unit, session, seen)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from sessions import loaded_of, opened, told_by
 from telling import Told
 
-from kvbench.caches.cache import Geometry, use_kvbench_attention
 from kvbench.caches.needs import Needs
 from kvbench.cli import main
 from kvbench.cli.speed import timing_of
@@ -22,16 +22,14 @@ from kvbench.evaluators.speed import Speed
 from kvbench.instruments.decode import decoder_for
 from kvbench.instruments.filled_cache import DrawnObserver, random_cache
 from kvbench.instruments.out_of_memory import OverBudget, attempt, is_out_of_memory
-from kvbench.instruments.protocol import Runner
 from kvbench.instruments.roofline import Roofline, copy_bandwidth, folded_difference, weight_bytes
 from kvbench.instruments.session import Session
 from kvbench.instruments.stopwatch import Stopwatch
 from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
-from kvbench.methods.base import expand, resolve
+from kvbench.methods.base import expand
 from kvbench.methods.random import Random
 from kvbench.metrics.points import Point
 from kvbench.models import telemetry
-from kvbench.models.loading import LoadedModel
 from kvbench.models.shape import shape_of
 from kvbench.record.results import build as build_result
 from kvbench.record.state import RunState
@@ -43,34 +41,17 @@ LABELS = ["baseline", "random", "int8", "kivi:bits=2,group=16,residual=16", "sna
 
 def session_of(labels: list[str], dtype: torch.dtype = torch.float64, context: int = 64, family: str = "qwen2", **spec: Any) -> Session:
     """A session on a tiny model without a corpus, as a worker opens it."""
-    model = make_tiny_model(family, dtype)
-    use_kvbench_attention(model)
-    config = make_tiny_config(family)
-    methods = expand(labels, None, "prefill")
     run = RunSpec(
-        model=ModelSpec(id="tiny", config=config, random_weights=True, device="cpu"), methods=methods,
-        evaluators=(EvaluatorSpec("speed"),), context=context, continuation=1, samples=1, **spec,
+        model=ModelSpec(id="tiny", config=make_tiny_config(family), random_weights=True, device="cpu"),
+        methods=expand(labels, None, "prefill"), evaluators=(EvaluatorSpec("speed"),), context=context, continuation=1, samples=1, **spec,
     )  # fmt: skip
-    made = {m.label: resolve(m, run) for m in methods}
-    loaded = LoadedModel(
-        model, None, model.config, shape_of(config), torch.device("cpu"), dtype, dtype, {"random_weights": True, "weights_hash": "0"}
-    )
-    session = Session(run, made, loaded, Runner(model, Geometry.of(model), {}, _options(dtype, run)), None)
-    return replace(session, runner=session.calibrated(made, lambda *_: None))
-
-
-def _options(dtype: torch.dtype, run: RunSpec) -> Any:
-    from kvbench.caches.cache import CacheOptions
-
-    return CacheOptions(dtype, run.protocol, run.context, run.chunk_size, run.seed)
+    session = opened(loaded_of(make_tiny_model(family, dtype)), run)
+    return replace(session, runner=session.calibrated(session.methods, lambda *_: None))
 
 
 def timed(session: Session, **params: Any) -> tuple[Speed, Told]:
     evaluator = Speed(**{"steps": 3, "repeats": 1, "warmup": 0, **params})
-    told = Told("speed")
-    for unit in evaluator.units(session.spec, list(session.methods)):
-        evaluator.run(unit, session, told)
-    return evaluator, told
+    return evaluator, told_by(evaluator, session)
 
 
 # -- decoders

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from sessions import loaded_of, opened, told_by
 from stub_fixtures import stubbed  # noqa: F401
-from telling import Told
 from test_evaluators import made_up
 
 from kvbench import sweeps
@@ -182,26 +182,12 @@ TOKENS = torch.randint(96, (2, 56), generator=torch.Generator().manual_seed(0))
 
 
 def scored(tiny_model: Any, protocol: str, context: int, lengths: str, tokens: torch.Tensor) -> dict[str, dict[str, Any]]:
-    from types import SimpleNamespace
-
-    from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
-    from kvbench.instruments.protocol import Runner
-    from kvbench.instruments.session import Session
     from kvbench.methods.base import expand, resolve
-    from kvbench.texts.corpora import Windows
 
-    evaluator = Perplexity(context=lengths)
     spec = RunSpec(methods=expand(["knorm"]), samples=2, context=context, continuation=8, protocol=protocol)  # type: ignore[arg-type]
-    model = tiny_model("llama", torch.float64)
-    use_kvbench_attention(model)
-    options = CacheOptions(torch.float64, spec.protocol, spec.context)
-    shape = SimpleNamespace(hidden_size=model.config.hidden_size)
-    loaded = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float64, cache_dtype=torch.float64, shape=shape)
     methods = {m.label: resolve(m, spec) for m in spec.methods if m.label != "random"}
-    session = Session(spec, methods, loaded, Runner(model, Geometry.of(model), {}, options), Windows(tokens, {}))  # type: ignore[arg-type]
-    told = Told("perplexity")
-    for unit in evaluator.units(spec, list(methods)):
-        evaluator.run(unit, session, told)
+    session = opened(loaded_of(tiny_model("llama", torch.float64)), spec, methods, tokens=tokens)
+    told = told_by(Perplexity(context=lengths), session)
     return {label: {key: {**data, "seconds": None} for key, data in of.items()} for label, of in told.records.items()}
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+from sessions import loaded_of, opened, told_by
 from telling import Told
 from torch import nn
 
-from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.evaluators.base import build
 from kvbench.evaluators.tasks import IN_A_UNIT, SHARDS, Tasks
@@ -26,7 +25,7 @@ from kvbench.harness.task_loading import load_tasks
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.session import Session
 from kvbench.instruments.tiny import make_tiny_model
-from kvbench.methods.base import expand, resolve
+from kvbench.methods.base import expand
 from kvbench.models.weights import silent
 from kvbench.spec import CorpusSpec, EvaluatorSpec, RunSpec
 from kvbench.texts.tokens import Reader
@@ -69,27 +68,13 @@ def session_of(model: Any, tokenizer: Any, data_dir: Path | None, methods: str =
         methods=tuple(expand(methods.split())), evaluators=(EvaluatorSpec("memory"),), context=64, samples=1,
         corpus=CorpusSpec(data_dir=None if data_dir is None else str(data_dir)),
     )  # fmt: skip
-    use_kvbench_attention(model)
-    loaded: Any = _Loaded(model, tokenizer)
-    runner = Runner(model, Geometry.of(model), {}, CacheOptions(loaded.dtype, spec.protocol, spec.context))
-    return Session(spec, {m.label: resolve(m, spec) for m in spec.methods}, loaded, runner, None)
-
-
-class _Loaded:
-    """As much of a ``LoadedModel`` as a session's evaluator reads."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer, self.config = model, tokenizer, model.config
-        self.device, self.dtype, self.cache_dtype = torch.device("cpu"), model.dtype, model.dtype
+    return opened(loaded_of(model, tokenizer), spec)
 
 
 def kvbench_says(evaluator: Tasks, session: Session) -> Told:
     evaluator.check(session.spec)
     evaluator.prepare(session, silent)
-    told = Told("tasks")
-    for unit in evaluator.units(session.spec, list(session.methods)):
-        evaluator.run(unit, session, told)
-    return told
+    return told_by(evaluator, session)
 
 
 def check_equal(theirs: Mapping[str, Any], told: Told, evaluator: Tasks, within: Callable[[str], float]) -> float:
