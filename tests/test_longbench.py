@@ -15,7 +15,7 @@ from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.evaluators.base import build
 from kvbench.evaluators.longbench import LongBench
 from kvbench.figures import Table
-from kvbench.harness.encoding import Ask
+from kvbench.harness.encoding import Encoded
 from kvbench.harness.longbench_tasks import MiddleEncoder, harness_name, middle, own_metrics
 from kvbench.harness.requests import Question, questions_of, score
 from kvbench.harness.task_loading import load_tasks
@@ -106,8 +106,8 @@ def test_the_second_version_is_multiple_choice_and_reads_both_layouts(tmp_path: 
     ],
 )  # fmt: skip
 def test_a_long_prompt_loses_its_middle(split: int | None, most: int, prompt: Sequence[int], left: int | None) -> None:
-    found = middle(Ask(list(range(10)), split), most)
-    assert (found.prompt, found.split, found.cut) == (list(prompt), left, 10 - len(prompt))
+    found = middle(Encoded(list(range(10)), split), most)
+    assert (found.ids, found.split, found.cut) == (list(prompt), left, 10 - len(prompt))
 
 
 class Characters:
@@ -139,14 +139,14 @@ def test_nothing_that_is_asked_is_in_the_context(subset: str, length: int, tmp_p
     ask, longest, _ = encoder.generation(asked, 64)
     assert ask.cut
     assert ask.split is not None
-    assert len(ask.prompt) <= (length or 600 - longest)
-    context, rest = encoder.tokenizer.decode(ask.prompt[: ask.split]), encoder.tokenizer.decode(ask.prompt[ask.split :])
+    assert len(ask.ids) <= (length or 600 - longest)
+    context, rest = encoder.tokenizer.decode(ask.ids[: ask.split]), encoder.tokenizer.decode(ask.ids[ask.split :])
     prompt = asked.prompts[0]
-    assert prompt.startswith(context[: len(ask.prompt) // 2])
+    assert prompt.startswith(context[: len(ask.ids) // 2])
     assert prompt.endswith(rest)
     after = prompt[prompt.index(document) + len(document) :]
     assert after.endswith(rest)
-    assert rest == after or len(after) > len(ask.prompt) // 2  # what is asked may fill the last half; then it has lost its beginning
+    assert rest == after or len(after) > len(ask.ids) // 2  # what is asked may fill the last half; then it has lost its beginning
     assert QUESTION not in context
 
 

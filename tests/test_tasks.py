@@ -18,8 +18,8 @@ from kvbench.errors import CorpusError, UnknownName, UsageError
 from kvbench.evaluators.base import build
 from kvbench.evaluators.tasks import IN_A_UNIT, SHARDS, Tasks
 from kvbench.figures import Table
-from kvbench.harness.answering import reply
 from kvbench.harness.encoding import Encoder
+from kvbench.harness.replies import reply
 from kvbench.harness.requests import Question
 from kvbench.harness.task_loading import load_tasks
 from kvbench.instruments.protocol import Runner

@@ -16,8 +16,8 @@ from kvbench.metrics import recorded
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.harness.answering import Reply
     from kvbench.harness.encoding import Encoder
+    from kvbench.harness.replies import Reply
     from kvbench.harness.requests import Question
     from kvbench.harness.task_loading import Loaded
     from kvbench.instruments.session import Session
@@ -118,22 +118,22 @@ class LongBench(Evaluator):
 
     def _lengths(self, questions: Mapping[str, Sequence[Question]], encoder: Encoder, stage: Stage) -> dict[str, dict[str, int]]:
         """Subset → questions, tokens of its longest prompt as it is asked, and how many prompts lost their middle."""
-        from kvbench.harness.answering import asks_of
+        from kvbench.harness.replies import encoded
 
         found = {}
         for done, (name, of) in enumerate(questions.items()):
             stage("writing prompts", done, len(questions))
-            asks = [ask for question in of for ask in asks_of(encoder, question, most=self.max_gen_toks)]
-            if asks:
-                longest, cut = max(len(ask.prompt) for ask in asks), sum(ask.cut > 0 for ask in asks)
+            written = [prompt for question in of for prompt in encoded(encoder, question, most=self.max_gen_toks)]
+            if written:
+                longest, cut = max(len(prompt.ids) for prompt in written), sum(prompt.cut > 0 for prompt in written)
                 found[_shown(name)] = {"asked": len(of), "longest": longest, "shortened": cut}
         stage("writing prompts", len(questions), len(questions))
         return found
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Ask all methods one question."""
-        from kvbench.harness.answering import ask
         from kvbench.harness.longbench_tasks import harness_name
+        from kvbench.harness.replies import ask
 
         kept: _Kept = session.kept[self.name]
         place, subset = divmod(unit.index, len(self._subsets))

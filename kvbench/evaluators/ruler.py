@@ -18,7 +18,7 @@ from kvbench.metrics.points import parse_list
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.harness.answering import Reply
+    from kvbench.harness.replies import Reply
     from kvbench.harness.ruler_tasks import Cell, Prepared
     from kvbench.instruments.session import Session
 
@@ -99,7 +99,7 @@ class Ruler(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Ask all methods for one sample."""
-        from kvbench.harness.answering import ask
+        from kvbench.harness.replies import ask
 
         prepared: Prepared = session.kept[self.name]
         cells = self._cells(session.spec)

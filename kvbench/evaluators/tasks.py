@@ -15,8 +15,8 @@ from kvbench.metrics import recorded
 from kvbench.spec import RunSpec, Unit
 
 if TYPE_CHECKING:
-    from kvbench.harness.answering import Reply
     from kvbench.harness.encoding import Encoder
+    from kvbench.harness.replies import Reply
     from kvbench.harness.requests import Question
     from kvbench.harness.task_loading import Loaded
     from kvbench.instruments.session import Session
@@ -124,7 +124,7 @@ class Tasks(Evaluator):
 
     def run(self, unit: Unit, session: Session, context: UnitContext) -> None:
         """Ask some questions of one task, each of all methods."""
-        from kvbench.harness.answering import ask
+        from kvbench.harness.replies import ask
 
         kept: _Kept = session.kept[self.name]
         questions = kept.questions[self._names[unit.index // self._parts]]

@@ -1,6 +1,6 @@
 """Prompts as token ids, by the rules of the harness's own Hugging Face backend, of which the pair rule is the harness's code.
 
-A question becomes *asks*: token ids of a prompt, how many of them are context, and the options that share it. The harness
+A question becomes token ids: of each prompt, how many of them are context, and of the options that share it. The harness
 scores each option with its prompt again; here options with the same prompt are read from one prefill.
 """
 
@@ -18,16 +18,16 @@ MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Ask:
+class Encoded:
     """One prompt and what is asked of it.
 
     Attributes:
-        prompt: Token ids. split: How many of them are context, or ``None``.
+        ids: Of the prompt. split: How many of them are context, or ``None``.
         places: Which of the question's requests these are. options: Their token ids; empty where a text is generated.
         cut: Tokens that were cut off at the prompt's start, since it would not fit the model's positions.
     """
 
-    prompt: list[int]
+    ids: list[int]
     split: int | None
     places: list[int] = field(default_factory=list)
     options: list[list[int]] = field(default_factory=list)
@@ -48,13 +48,13 @@ class Encoder:
         self.limit = int(resolve_max_length(config, tokenizer))
         self._pairs = _pair_encoder(tokenizer)
 
-    def choices(self, question: Question) -> list[Ask]:
+    def choices(self, question: Question) -> list[Encoded]:
         """The options' prompts, each once, with the options that share it.
 
         Raises:
             UsageError: an option is longer than the model's positions.
         """
-        found: dict[tuple[int, ...], Ask] = {}
+        found: dict[tuple[int, ...], Encoded] = {}
         for place, (prompt, option) in enumerate(self._pairs(question.instances)):
             if not option or len(option) > self.limit:
                 raise UsageError(
@@ -64,12 +64,12 @@ class Encoder:
             cut = max(0, len(prompt) + len(option) - (self.limit + 1))
             ids = tuple(prompt[cut:])
             if ids not in found:
-                found[ids] = Ask(list(ids), self._split(question, place, prompt, cut), cut=cut)
+                found[ids] = Encoded(list(ids), self._split(question, place, prompt, cut), cut=cut)
             found[ids].places.append(place)
             found[ids].options.append(option)
         return list(found.values())
 
-    def generation(self, question: Question, most: int = 0) -> tuple[Ask, int, list[str]]:
+    def generation(self, question: Question, most: int = 0) -> tuple[Encoded, int, list[str]]:
         """A prompt whose answer is generated, the longest answer in tokens, and the texts that end it.
 
         Args:
@@ -94,7 +94,7 @@ class Encoder:
         cut = max(0, len(ids) - room)
         end = self.tokenizer.eos_token_id  # without one the task's own stop texts and the longest answer end it
         stops = handle_stop_sequences(list(settings["until"]), eos=None if end is None else self.tokenizer.decode(end))
-        return Ask(ids[cut:], self._split(question, 0, ids, cut), [0], cut=cut), longest, stops
+        return Encoded(ids[cut:], self._split(question, 0, ids, cut), [0], cut=cut), longest, stops
 
     def write(self, question: Question, most: int = 0) -> None:
         """Every prompt and option of a question, for what cannot be written.

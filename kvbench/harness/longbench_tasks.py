@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kvbench.errors import UnknownName, UsageError
-from kvbench.harness.encoding import Ask, Encoder
+from kvbench.harness.encoding import Encoded, Encoder
 from kvbench.harness.index import index_of
 from kvbench.harness.requests import Question
 
@@ -72,13 +72,13 @@ class MiddleEncoder(Encoder):
         self.positions, self.limit = self.limit, sys.maxsize  # what it would cut off at the start is cut here
         self.max_length = max_length or self.positions
 
-    def generation(self, question: Question, most: int = 0) -> tuple[Ask, int, list[str]]:
-        ask, longest, stops = super().generation(question, most)
-        return middle(ask, self._room(question, longest)), longest, stops
+    def generation(self, question: Question, most: int = 0) -> tuple[Encoded, int, list[str]]:
+        prompt, longest, stops = super().generation(question, most)
+        return middle(prompt, self._room(question, longest)), longest, stops
 
-    def choices(self, question: Question) -> list[Ask]:
-        asks = super().choices(question)
-        return [middle(ask, self._room(question, max(map(len, ask.options)))) for ask in asks]
+    def choices(self, question: Question) -> list[Encoded]:
+        prompts = super().choices(question)
+        return [middle(prompt, self._room(question, max(map(len, prompt.options)))) for prompt in prompts]
 
     def _room(self, question: Question, answer: int) -> int:
         room = min(self.max_length, self.positions - answer)
@@ -90,14 +90,14 @@ class MiddleEncoder(Encoder):
         return room
 
 
-def middle(ask: Ask, most: int) -> Ask:
+def middle(prompt: Encoded, most: int) -> Encoded:
     """The first and the last ``most // 2`` tokens of a prompt that has more than ``most``; its context is what is left of it."""
-    count, half = len(ask.prompt), most // 2
+    count, half = len(prompt.ids), most // 2
     if count <= most:
-        return ask
-    split = None if ask.split is None else min(ask.split, half) + max(0, ask.split - (count - half))
+        return prompt
+    split = None if prompt.split is None else min(prompt.split, half) + max(0, prompt.split - (count - half))
     split = split if split is not None and 0 < split < 2 * half else None
-    return replace(ask, prompt=[*ask.prompt[:half], *ask.prompt[count - half :]], split=split, cut=count - 2 * half)
+    return replace(prompt, ids=[*prompt.ids[:half], *prompt.ids[count - half :]], split=split, cut=count - 2 * half)
 
 
 def own_metrics(metrics: dict[str, Any]) -> dict[str, Any]:

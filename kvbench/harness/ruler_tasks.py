@@ -194,6 +194,6 @@ def _made(found: Mapping[tuple[str, int], Sequence[Cell]], encoder: Encoder, mos
 
     prompts = {}
     for (task, length), cells in found.items():
-        tokens = [len(encoder.generation(cell.question, most)[0].prompt) for cell in cells]
+        tokens = [len(encoder.generation(cell.question, most)[0].ids) for cell in cells]
         prompts[f"{task} {length}"] = {"samples": len(cells), "prompt_tokens": round(sum(tokens) / len(tokens))}
     return {"harness": version("lm_eval"), "made": prompts}

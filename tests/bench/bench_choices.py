@@ -25,8 +25,8 @@ from lm_eval.models.huggingface import HFLM
 from opening import opened
 
 from kvbench.caches.cache import use_kvbench_attention
-from kvbench.harness.answering import Reply, reply
 from kvbench.harness.encoding import Encoder
+from kvbench.harness.replies import Reply, reply
 from kvbench.harness.requests import Question, questions_of
 from kvbench.harness.task_loading import load_tasks
 from kvbench.models.weights import silent

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kvbench.harness.encoding import Ask, Encoder
+from kvbench.harness.encoding import Encoded, Encoder
 from kvbench.harness.requests import Question
 from kvbench.harness.task_scores import VISIBLE
 
@@ -35,8 +35,8 @@ class Reply:
 Record = Callable[[str, str, Reply], None]
 
 
-def asks_of(encoder: Encoder, question: Question, *, most: int = 0) -> list[Ask]:
-    """The prompts of a question; raises as :class:`Encoder` does."""
+def encoded(encoder: Encoder, question: Question, *, most: int = 0) -> list[Encoded]:
+    """The prompts of a question as token ids; raises as :class:`Encoder` does."""
     return [encoder.generation(question, most)[0]] if question.generates else encoder.choices(question)
 
 
@@ -77,53 +77,53 @@ def _write(
 ) -> dict[str, Reply]:
     from kvbench.instruments.answers import ask_of, generate
 
-    ask, longest, stops = encoder.generation(question, most)
-    cut = ask_of(ask.prompt, ask.split if hidden else None)
+    prompt, longest, stops = encoder.generation(question, most)
+    cut = ask_of(prompt.ids, prompt.split if hidden else None)
     found = generate(session, cut, labels, guard, max_tokens=longest, stop=encoder.stop(stops))
     said: dict[str, Reply] = {}
     for label, answer in found.items():
         text = encoder.text(answer.tokens, stops)
         counts = {"answer_tokens": len(answer.tokens), "ended": answer.ended}
-        said[label] = Reply([text], {**_facts([ask], [len(cut.context)], [answer], hidden), "text": text, **counts})
+        said[label] = Reply([text], {**_facts([prompt], [len(cut.context)], [answer], hidden), "text": text, **counts})
     return said
 
 
-def _choose(session: Session, asks: Sequence[Ask], labels: Sequence[str], guard: Guard, hidden: bool) -> dict[str, Reply]:
+def _choose(session: Session, prompts: Sequence[Encoded], labels: Sequence[str], guard: Guard, hidden: bool) -> dict[str, Reply]:
     from kvbench.instruments.answers import ask_of, choose
 
     contexts: list[int] = []
     found: dict[str, list[Choices]] = {label: [] for label in labels}
-    for ask in asks:
+    for prompt in prompts:
         alive = [label for label, of in found.items() if len(of) == len(contexts)]
-        if len(ask.prompt) == 1:
-            chosen = _without_prompt(session, ask, alive, guard)
+        if len(prompt.ids) == 1:
+            chosen = _without_prompt(session, prompt, alive, guard)
             contexts.append(1)
         else:
-            cut = ask_of(ask.prompt, ask.split if hidden else None)
-            chosen = choose(session, cut, ask.options, alive, guard)
+            cut = ask_of(prompt.ids, prompt.split if hidden else None)
+            chosen = choose(session, cut, prompt.options, alive, guard)
             contexts.append(len(cut.context))
         for label, choices in chosen.items():
             found[label].append(choices)
-    return {label: _joined(asks, contexts, of, hidden) for label, of in found.items() if len(of) == len(asks)}
+    return {label: _joined(prompts, contexts, of, hidden) for label, of in found.items() if len(of) == len(prompts)}
 
 
-def _joined(asks: Sequence[Ask], contexts: Sequence[int], choices: Sequence[Choices], hidden: bool) -> Reply:
+def _joined(prompts: Sequence[Encoded], contexts: Sequence[int], choices: Sequence[Choices], hidden: bool) -> Reply:
     """Options back in the question's order."""
-    count = sum(len(ask.places) for ask in asks)
+    count = sum(len(prompt.places) for prompt in prompts)
     scores: list[float] = [0.0] * count
     greedy: list[bool] = [False] * count
-    for ask, of in zip(asks, choices, strict=True):
-        for place, score, is_greedy in zip(ask.places, of.loglikelihoods, of.greedy, strict=True):
+    for prompt, of in zip(prompts, choices, strict=True):
+        for place, score, is_greedy in zip(prompt.places, of.loglikelihoods, of.greedy, strict=True):
             scores[place], greedy[place] = score, is_greedy
-    facts = {**_facts(asks, contexts, choices, hidden), "loglikelihoods": scores, "greedy": greedy}
+    facts = {**_facts(prompts, contexts, choices, hidden), "loglikelihoods": scores, "greedy": greedy}
     return Reply(list(zip(scores, greedy, strict=True)), facts)
 
 
-def _facts(asks: Sequence[Ask], contexts: Sequence[int], stored: Sequence[Any], hidden: bool) -> dict[str, Any]:
-    cut = sum(ask.cut for ask in asks)
+def _facts(prompts: Sequence[Encoded], contexts: Sequence[int], stored: Sequence[Any], hidden: bool) -> dict[str, Any]:
+    cut = sum(prompt.cut for prompt in prompts)
     return {
-        "hidden": hidden and any(ask.split is not None for ask in asks),
-        "prompt_tokens": sum(len(ask.prompt) for ask in asks),
+        "hidden": hidden and any(prompt.split is not None for prompt in prompts),
+        "prompt_tokens": sum(len(prompt.ids) for prompt in prompts),
         "context_tokens": sum(contexts),
         "stored_bytes": sum(of.stored_bytes for of in stored),
         "baseline_bytes": sum(of.baseline_bytes for of in stored),
@@ -131,17 +131,17 @@ def _facts(asks: Sequence[Ask], contexts: Sequence[int], stored: Sequence[Any], 
     }
 
 
-def _without_prompt(session: Session, ask: Ask, labels: Sequence[str], guard: Guard) -> dict[str, Choices]:
+def _without_prompt(session: Session, prompt: Encoded, labels: Sequence[str], guard: Guard) -> dict[str, Choices]:
     """Options after one token (the harness's stand-in for an empty prompt): nothing is stored to be compressed, so all methods agree."""
     from kvbench.spec import BASELINE
 
     found: list[Choices] = []
     if labels:
-        guard(BASELINE if BASELINE in labels else labels[0], partial(_score_plainly, session, ask, found))
+        guard(BASELINE if BASELINE in labels else labels[0], partial(_score_plainly, session, prompt, found))
     return {label: choices for label in labels for choices in found}
 
 
-def _score_plainly(session: Session, ask: Ask, found: list[Choices]) -> None:
+def _score_plainly(session: Session, prompt: Encoded, found: list[Choices]) -> None:
     """Append what the uncompressed model makes of the options."""
     import torch
 
@@ -149,13 +149,13 @@ def _score_plainly(session: Session, ask: Ask, found: list[Choices]) -> None:
     from kvbench.spec import BASELINE
 
     runner, scores, greedy = session.runner, [], []
-    for option in ask.options:
-        tokens = torch.tensor([[*ask.prompt, *option]], device=session.loaded.device)
+    for option in prompt.options:
+        tokens = torch.tensor([[*prompt.ids, *option]], device=session.loaded.device)
         with torch.inference_mode():
             logits = runner.logits(runner.forward(tokens[:, :-1], runner.cache(session.methods[BASELINE])))[0, -len(option) :]
         true = tokens[0, 1:].to(logits.device)
         logs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         scores.append(float(logs.gather(1, true[:, None]).double().sum()))
         greedy.append(bool((logs.argmax(-1) == true).all()))
-    size = session.baseline_bytes(len(ask.prompt))
-    found.append(Choices(size, size, scores, greedy, [len(option) for option in ask.options]))
+    size = session.baseline_bytes(len(prompt.ids))
+    found.append(Choices(size, size, scores, greedy, [len(option) for option in prompt.options]))
