@@ -35,6 +35,7 @@ pytestmark = pytest.mark.fast
 
 def scored(model: Any, methods: list[str], cache: torch.dtype, **given: Any) -> tuple[dict[str, Summary], Told]:
     """A run of perplexity on random tokens."""
+    use_kvbench_attention(model)
     spec = RunSpec(methods=expand(methods), **{"samples": 1, "context": 40, "continuation": 24, **given})
     built = {m.label: resolve(m, spec) for m in spec.methods if m.label in methods}
     draw = torch.Generator().manual_seed(0)
