@@ -70,7 +70,7 @@ def beside(result: Mapping[str, Any], entries: Sequence[Entry] | None = None) ->
 
 
 def _rank(one: Beside, entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[float, ...]:
-    return VERDICTS.index(one.verdict), not entry.exact, setting(entry, result, row).distance, one.why.count(";")
+    return VERDICTS.index(one.verdict), not entry.exact, setting(entry, result, row)[1], one.why.count(";")
 
 
 def _judged(entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any], ours: Ours | str) -> Beside:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kvbench.errors import UsageError
@@ -23,27 +22,20 @@ TASKS = "tasks"
 """The evaluator of tasks that have none of their own."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How one method's parameters differ; ``distance`` orders near and far ones."""
-
-    differences: tuple[str, ...] = ()
-    distance: float = 0.0
-
-
 def differences(entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any], ours: Ours) -> list[str]:
     """What is not the same, as ``model: Llama-2-7B (ours embedded:smollm2)``; empty if all is."""
-    found = [*_setting(entry, result, row), *_reading(entry, result, ours)]
+    unlike = setting(entry, result, row)[0] if entry.exact else ["ours only comes near"]
+    found = [*([f"setting: {', '.join(unlike)}"] if unlike else []), *_reading(entry, result, ours)]
     if entry.metric in RATIOS and entry.hardware != (own := str(result["model"].get("device_name") or "not said")):
         found.append(f"hardware: {entry.hardware or 'not said'} (ours {own})")
     return found
 
 
-def setting(entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any]) -> Setting:
-    """How the row's parameters differ from the entry's."""
+def setting(entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[list[str], float]:
+    """How the row's parameters differ from the entry's, and a distance that orders near and far ones."""
     own, theirs = MethodSpec.parse(str(row["method"])), entry.spec
     if theirs is None or own.name != theirs.name:
-        return Setting((f"method: {entry.method or 'none of ours'}",), float("inf"))
+        return [f"method: {entry.method or 'none of ours'}"], float("inf")
     turned = (row.get("budget_solved") or {}).get("parameters") or {}
     ratio = result["spec"].get("compression_ratio")
     left, right = _parameters(own.turned(turned), ratio), _parameters(theirs, None)
@@ -51,14 +43,7 @@ def setting(entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any]) -> 
     unlike = [key for key in unlike if left.get(key) != right.get(key)]
     said = [f"{key} {right.get(key, 'as default')} (ours {left.get(key, 'as default')})" for key in unlike]
     said += [f"stored as it is (ours by {own.store.label})"] if own.store is not None else []
-    return Setting(tuple(said), sum(_apart(left.get(key), right.get(key)) for key in unlike) + (own.store is not None))
-
-
-def _setting(entry: Entry, result: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
-    if not entry.exact:
-        yield "setting: ours only comes near"
-    elif unlike := setting(entry, result, row).differences:
-        yield f"setting: {', '.join(unlike)}"
+    return said, sum(_apart(left.get(key), right.get(key)) for key in unlike) + (own.store is not None)
 
 
 def _parameters(spec: MethodSpec, ratio: float | None) -> dict[str, ParamValue]:
