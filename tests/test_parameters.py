@@ -111,6 +111,8 @@ def test_a_methods_value_out_of_range_is_refused(text: str, says: str) -> None:
         ("speed:fill=x", "fill=x; it must be prefill or random"),
         ("tasks:question=maybe", "question=maybe; it must be hidden, visible or both"),
         ("tasks:questions=-1", "questions=-1; it must be at least 0"),
+        ("tasks:missing=perhaps", "missing=perhaps; it must be refuse or skip"),
+        ("tasks:names=a+", "names=a+; join names by +"),
         ("longbench:max_length=1", "max_length=1; it must be 0 or at least 2"),
         ("ruler:threshold=0", "threshold=0.0; it lies in (0, 1]"),
         ("audit:steps=1", "steps=1; it must be at least 2"),

@@ -15,7 +15,6 @@ from telling import Told
 from torch import nn
 
 from kvbench.errors import CorpusError, UnknownName, UsageError
-from kvbench.evaluators.base import build
 from kvbench.evaluators.tasks import IN_A_UNIT, SHARDS, Tasks
 from kvbench.figures import Table
 from kvbench.harness.encoding import Encoder
@@ -373,20 +372,6 @@ def test_units_cover_every_question_once(tiny: tuple[Any, Any], mirror: Path) ->
     assert len(some.units(RunSpec(), ["baseline"])) == 2 * -(-9 // IN_A_UNIT)
     assert len(all_of_it.units(RunSpec(), ["baseline"])) == SHARDS
     assert len(kvbench_says(all_of_it, session_of(*tiny, mirror)).records["baseline"]) == 6
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("question=maybe", "hidden"),
-        ("questions=-1", "negative"),
-        ("missing=perhaps", "refuse"),
-        ("names=a+", "join"),
-    ],
-)
-def test_parameters_that_cannot_be_are_refused(text: str, names: str) -> None:
-    with pytest.raises(UsageError, match=names):
-        build(Tasks, EvaluatorSpec.parse(f"tasks:{text}"), "evaluator")
 
 
 def test_bad_input_is_refused_before_anything_is_loaded(mirror: Path, tmp_path: Path) -> None:
