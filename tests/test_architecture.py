@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,29 +34,6 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         TopologicalSorter(above).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
-
-
-PUBLIC = {
-    "kvbench.caches.attend": ["attend"],
-    "kvbench.caches.basis": ["expand"],
-    "kvbench.caches.buffers": ["TokenBuffer"],
-    "kvbench.caches.dense": ["DenseLayer"],
-    "kvbench.caches.layer": ["LayerCache", "LayerContext", "Restored", "TokenView", "prompt_view"],
-    "kvbench.caches.ledger": ["ByteLedger", "Part"],
-    "kvbench.caches.needs": ["Needs"],
-    "kvbench.caches.observe": ["Observer"],
-    "kvbench.caches.stores": ["DenseStore", "LowRankStore", "QuantStore"],
-    "kvbench.evaluators.base": ["Evaluator", "Measured", "MethodRecords", "Summary", "Unit", "UnitContext", "param"],
-    "kvbench.instruments.verify": ["Sizes", "conformance"],
-    "kvbench.methods.base": ["METHODS", "Eviction", "Method", "check_window", "expand", "must_divide", "param", "resolve"],
-}
-"""What the guides show to plug-ins: it stays where it is, whatever moves behind it."""
-
-
-@pytest.mark.parametrize("module", PUBLIC)
-def test_plug_ins_find_what_they_import(module: str) -> None:
-    found = import_module(module)
-    assert [name for name in PUBLIC[module] if not hasattr(found, name)] == []
 
 
 def loaded(*argv: str, unwanted: str) -> set[str]:
