@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kvbench.calibration.source import Stage
     from kvbench.models.shape import Shape
 
-KINDS = ("bases", "surrogate")
+KINDS = ("bases", "surrogate_weights")
 """Modules of this package, one a kind of artefact."""
 
 
