@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -443,3 +444,12 @@ def test_runs_are_found_by_file_folder_and_name(files: tuple[Path, Path]) -> Non
     assert missing.nearest == ["before"]
     (files[0]).write_text("{")
     assert isinstance(run(*files).exception, ResultError)
+
+
+def test_latex_has_a_table_for_each_metric(files: tuple[Path, Path]) -> None:
+    found = run(*files, "--format", "latex").stdout
+    assert found.count(r"\begin{table}") == found.count(r"\end{table}") == run(*files, "--format", "markdown").stdout.count("\n### ")
+    assert found.startswith("% \\usepackage{booktabs}\n% A ")
+    assert LONG.replace("_", r"\_") in found
+    assert "p (Holm)" in found
+    assert not re.search(r"(?<!\\)[%#_]", "\n".join(line for line in found.splitlines() if not line.startswith("%")))

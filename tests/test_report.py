@@ -22,7 +22,6 @@ from kvbench.cli.question import spec_of, sweep_of
 from kvbench.cli.run import run
 from kvbench.figures import Grid, Table
 from kvbench.figures.colours import RAMP, fill, ink
-from kvbench.figures.html import page
 from kvbench.figures.terminal import draw_grids, draw_table, shade
 from kvbench.metrics.front import Point
 from kvbench.record import results
@@ -194,11 +193,8 @@ def test_heat_maps_stand_side_by_side_within_the_width() -> None:
 
 def test_the_line_joins_what_nothing_beats() -> None:
     points = [Point("a", 2.0, 0.1), Point("b", 4.0, 0.3), Point("c", 3.0, 0.5), Point("d", 2.0, 0.2), Point("<e>", 8.0, 1.0)]
-    plot = scatter(points)
-    assert [name for _, _, name, _ in plot.names] == ["<e>", "b", "a"]
-    assert [mark.told.partition(":")[0] for mark in plot.marks if mark.is_best] == ["a", "b", "<e>"]
-    assert len(plot.front) == 3
-    svg = page("report/scatter.svg", plot=plot)
+    svg = scatter(points)
+    assert re.findall(r'class="best".*?<title>(.*?):', svg, re.DOTALL) == ["a", "b", "&lt;e&gt;"]
     assert svg.count("<circle") == 5
     assert "&lt;e&gt;: 8.00" in svg
     assert all(math.isfinite(float(v)) for v in re.findall(r'c[xy]="([^"]+)"', svg))
@@ -281,7 +277,7 @@ def test_a_run_of_nothing_but_its_audit_still_has_a_report(tmp_path: Path) -> No
     assert MethodSpec.parse("knorm").label in write(results.load(written_to(tmp_path)), "text")
 
 
-@pytest.mark.parametrize("name", ["x.pdf", "x.svg", "x.csv", "x.json", "x.html.gz"])
+@pytest.mark.parametrize("name", ["x.pdf", "x.svg", "x.json", "x.html.gz"])
 def test_a_suffix_that_cannot_be_written_is_refused_before_anything_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

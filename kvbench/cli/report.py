@@ -17,7 +17,7 @@ from kvbench.record import results
 from kvbench.record.unreadable import figures_of
 from kvbench.report import FORMATS, write
 
-_BY_NAME = {".html": "html", ".htm": "html", ".md": "markdown", ".tex": "latex", ".txt": "text"}
+_BY_NAME = {".html": "html", ".htm": "html", ".md": "markdown", ".tex": "latex", ".csv": "csv", ".txt": "text"}
 
 
 @click.command()

@@ -66,7 +66,7 @@ def json(comparison: Comparison, crossed: Sequence[str] = ()) -> str:
 
 def csv_text(comparison: Comparison) -> str:
     """One line a finding, the same fields as in JSON."""
-    return csv.table(FLAT_FIELDS, [list(_flat(f).values()) for f in comparison.findings])
+    return csv.table([FLAT_FIELDS, *(list(_flat(f).values()) for f in comparison.findings)])
 
 
 FLAT_FIELDS = (

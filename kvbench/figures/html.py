@@ -12,9 +12,9 @@ from kvbench.figures import colours
 from kvbench.figures.data import Table, grouped, notes_of, title_of
 
 
-def page(template: str, **values: object) -> str:
+def page(template: str, **values: object) -> Markup:
     """A template of the package (``report/report.html``) with ``values`` in it; ``figures/figure.html`` has what draws figures."""
-    return _templates().get_template(template).render(values)
+    return Markup(_templates().get_template(template).render(values))
 
 
 @cache

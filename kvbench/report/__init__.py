@@ -1,16 +1,16 @@
-"""All that a run found, in one document: read from ``result.json`` alone, written as text, Markdown, HTML or LaTeX."""
+"""All that a run found, in one document: read from ``result.json`` alone, written as text, Markdown, HTML, LaTeX or CSV."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from kvbench.figures import latex, markdown, terminal
+from kvbench.figures import csv, latex, markdown, terminal
 from kvbench.report.content import Report, Section, build
 from kvbench.report.document import Writer, document
 
-FORMATS = ("text", "markdown", "html", "latex")
-_WRITERS: Mapping[str, Writer] = {"text": terminal, "markdown": markdown, "latex": latex}
+FORMATS = ("text", "markdown", "html", "latex", "csv")
+_WRITERS: Mapping[str, Writer] = {"text": terminal, "markdown": markdown, "latex": latex, "csv": csv}
 
 __all__ = ["FORMATS", "Report", "Section", "build", "write"]
 
@@ -23,4 +23,4 @@ def write(result: Mapping[str, Any], form: str) -> str:
     from kvbench.figures import html
     from kvbench.report.scatter import scatter
 
-    return html.page("report/report.html", report=report, scatter=scatter)
+    return str(html.page("report/report.html", report=report, scatter=scatter))
