@@ -33,9 +33,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Load a public name from its home (PEP 562)."""
     if name == "__version__":
-        from importlib.metadata import version
+        from kvbench.version import own
 
-        value: Any = version("kvbench")
+        value: Any = own()
     elif name in _HOMES:
         from importlib import import_module
 

@@ -14,6 +14,7 @@ from string import Template
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from kvbench import version
 from kvbench.errors import UsageError
 from kvbench.evaluators.registered import EVALUATORS
 from kvbench.methods.registered import METHODS
@@ -142,8 +143,6 @@ def _elsewhere(kind: Kind, name: str, folder: Path) -> str:
 
 def _words(kind: Kind, name: str) -> dict[str, str]:
     """What the templates leave open."""
-    import kvbench
-
     return {
         "name": name,
         "title": name.replace("_", " ").capitalize(),
@@ -152,7 +151,7 @@ def _words(kind: Kind, name: str) -> dict[str, str]:
         "cls": _class_name(kind, name),
         "package": f"kvbench_{name}",
         "project": default_folder(name).name,
-        "version": kvbench.__version__,
+        "version": version.own(),
     }
 
 

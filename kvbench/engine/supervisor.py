@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import kvbench
+from kvbench import version
 from kvbench.engine import strays
 from kvbench.engine.child import Child
 from kvbench.engine.deadlines import Flight, Limits
@@ -88,14 +88,14 @@ class Supervisor:
         if not self.state.units:
             made = plan(self.folder.spec())
             units = [unit.to_plain() for unit in made.units]
-            self._write(ev.RunStarted(time.time(), made.spec.to_plain(), units, list(made.methods), kvbench.__version__, SCHEMA))
+            self._write(ev.RunStarted(time.time(), made.spec.to_plain(), units, list(made.methods), version.own(), SCHEMA))
             for note in made.spec.notes:
                 self._write(ev.NoteWritten(time.time(), note, "warning"))
             return
         begun = self.state.kvbench_version or self.state.environment.get("kvbench") or "of an unknown version"
-        if begun != kvbench.__version__:
+        if begun != version.own():
             raise ResultError(
-                f"this run was begun by kvbench {begun}; numbers of this {kvbench.__version__} must not mix with its",
+                f"this run was begun by kvbench {begun}; numbers of this {version.own()} must not mix with its",
                 hint="start a new run",
             )
         self._write(ev.RunResumed(time.time(), len(self.state.done)))
