@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Figure, MethodRecords, RunSpec, Summary, UnitContext
-from kvbench.methods.base import resolve
+from kvbench.methods.base import Method, resolve
 from kvbench.spec import MethodSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from kvbench.instruments.session import Session
+    from kvbench.models.loading import LoadedModel
 
 _SPEC = RunSpec(samples=2, context=40, continuation=12)
 
@@ -55,30 +58,55 @@ def tried(
     return Trial(found, evaluator.summarise(found, BASELINE), evaluator.figures(found, BASELINE, facts))
 
 
-def _session(spec: RunSpec, methods: Sequence[str], family: str, seed: int) -> Session:
+def _session(spec: RunSpec, labels: Sequence[str], family: str, seed: int) -> Session:
     import torch
 
-    from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
+    from kvbench.caches.cache import Geometry, use_kvbench_attention
     from kvbench.calibration import provide
-    from kvbench.instruments.protocol import Runner
-    from kvbench.instruments.session import Session
     from kvbench.instruments.tiny import make_tiny_model
+
+    loaded = loaded_of(make_tiny_model(family, seed=seed))
+    use_kvbench_attention(loaded.model)
+    drawn = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, loaded.shape.vocab_size, (spec.samples, spec.context + spec.continuation), generator=drawn)
+    methods = {label: resolve(MethodSpec.parse(label), spec) for label in labels}
+    names = {name for method in methods.values() for name in method.artefacts}
+    geometry = Geometry.of(loaded.model)
+    artefacts = provide(names, loaded.model, geometry, tokens.flatten(), weights_hash=None, folder=None, stage=lambda *_: None)
+    return opened(loaded, spec, methods, tokens=tokens, artefacts=artefacts)
+
+
+def loaded_of(model: Any, tokenizer: Any = None, cache: torch.dtype | None = None) -> LoadedModel:
+    """A model of random weights as if it had been loaded; its cache is in its own numbers unless ``cache`` says otherwise."""
+    import torch
+
     from kvbench.models.loading import LoadedModel
     from kvbench.models.shape import shape_of
+
+    info = {"random_weights": True, "weights_hash": None}
+    device, shape = torch.device("cpu"), shape_of(model.config.to_dict())
+    return LoadedModel(model, tokenizer, model.config, shape, device, model.dtype, cache or model.dtype, info)
+
+
+def opened(
+    loaded: LoadedModel,
+    spec: RunSpec,
+    methods: Mapping[str, Method] | None = None,
+    *,
+    tokens: Any = None,
+    artefacts: Mapping[str, Any] | None = None,
+) -> Session:
+    """The session, its model's attention kvbench's from now on; ``methods`` are the spec's unless given, ``tokens`` its windows."""
+    from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
+    from kvbench.instruments.protocol import Runner
+    from kvbench.instruments.session import Session
     from kvbench.texts.windows import Windows
 
-    model = make_tiny_model(family, seed=seed)
-    use_kvbench_attention(model)
-    shape, geometry = shape_of(model.config.to_dict()), Geometry.of(model)
-    drawn = torch.Generator().manual_seed(seed)
-    tokens: Any = torch.randint(3, shape.vocab_size, (spec.samples, spec.context + spec.continuation), generator=drawn)
-    chosen = {label: resolve(MethodSpec.parse(label), spec) for label in methods}
-    names = {name for method in chosen.values() for name in method.artefacts}
-    artefacts = provide(names, model, geometry, tokens.flatten(), weights_hash=None, folder=None, stage=lambda *_: None)
-    dtype = torch.float64
-    loaded = LoadedModel(model, None, model.config, shape, torch.device("cpu"), dtype, dtype, {})
-    options = CacheOptions(dtype, spec.protocol, spec.context, spec.chunk_size, spec.seed)
-    return Session(spec, chosen, loaded, Runner(model, geometry, artefacts, options), Windows(tokens, {}))
+    use_kvbench_attention(loaded.model)
+    made = {m.label: resolve(m, spec) for m in spec.methods} if methods is None else methods
+    options = CacheOptions(loaded.cache_dtype, spec.protocol, spec.context, spec.chunk_size, spec.seed)
+    runner = Runner(loaded.model, Geometry.of(loaded.model), artefacts or {}, options)
+    return Session(spec, made, loaded, runner, None if tokens is None else Windows(tokens, {}))
 
 
 @dataclass
