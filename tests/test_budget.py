@@ -385,7 +385,7 @@ def test_a_method_that_breaks_while_it_is_weighed_is_its_own_row_s_failure(monke
 
 def test_the_dashboard_knows_rows_with_budgets() -> None:
     from kvbench.figures.colours import method_colours
-    from kvbench.tui.panel_facts import is_control
+    from kvbench.metrics.apart import is_control
 
     assert is_control("random@4x")
     assert not is_control("snapkv@4x")

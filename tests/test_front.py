@@ -13,7 +13,6 @@ from kvbench.metrics.front import frontier, points
 from kvbench.metrics.row import Row
 from kvbench.report.content import _points as report_points
 from kvbench.report.scatter import scatter
-from kvbench.tui import panel_facts
 from kvbench.tui.columns import best_labels, columns
 
 pytestmark = pytest.mark.fast
@@ -85,8 +84,8 @@ def test_dashboard_and_report_draw_one_front() -> None:
     for _ in range(20):
         rows = [BASE, row("random", 2.0, spread(0.8, 1))]
         rows += [row(f"m{i}", draw.uniform(1.2, 9.0), spread(draw.uniform(0.05, 0.9), draw.randrange(99))) for i in range(8)]
-        shown = [p for p in panel_facts.points(rows) if p.kl > 0]
-        assert [p.label for p in panel_facts.frontier(shown)] == [p.label for p in frontier(report_points(rows))]
+        shown = [p for p in points(rows) if p.kl > 0]
+        assert [p.label for p in frontier(shown)] == [p.label for p in frontier(report_points(rows))]
         assert scatter(report_points(rows)).count('class="bar"') == 0
     barred = [replace(r, kl_low=0.01, kl_high=0.9) for r in rows]
     assert scatter(report_points(barred)).count('class="bar"') == len(report_points(barred))

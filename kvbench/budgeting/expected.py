@@ -7,9 +7,8 @@ from functools import cached_property
 
 from kvbench.caches.reckon import Prompt
 from kvbench.methods.method import Method
-from kvbench.models.shape import Shape, cache_bytes_per_token
+from kvbench.models.shape import ITEM_SIZES, Shape, cache_bytes_per_token
 
-ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _AUTO = "bfloat16"
 _STORAGE = frozenset({"layer", "over", "join"})
 """What a class defines anew where it stores otherwise than the class that it derives from."""

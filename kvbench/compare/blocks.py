@@ -9,6 +9,7 @@ from kvbench.compare.digits import both, change_text, interval_text, p_text, uni
 from kvbench.compare.judge import WORDS, Finding
 from kvbench.figures import Table
 from kvbench.figures.fit import GAP, HEADING_ROOM
+from kvbench.formats import shorten
 from kvbench.metrics.paired import BOOTSTRAP, MCNEMAR, SIGN, STUDENT
 
 Cell = Literal["heading", "quiet", "better", "worse", "differs", "not comparable"]
@@ -96,10 +97,5 @@ def _fit(header: Sequence[str], rows: Sequence[list[str]], width: int) -> list[l
         place = header.index(name)
         limit = max(least, widths[place] - excess)
         for row in rows:
-            row[place] = cut(row[place], limit)
+            row[place] = shorten(row[place], limit)
     return rows
-
-
-def cut(text: str, limit: int) -> str:
-    """The first ``limit`` characters, the last of them an ellipsis where something is missing."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -10,11 +10,12 @@ from typing import Any
 
 import orjson
 
-from kvbench.compare.blocks import Cell, block, cut, heading, shared_line
+from kvbench.compare.blocks import Cell, block, heading, shared_line
 from kvbench.compare.comparison import Comparison
 from kvbench.compare.judge import WORDS, Finding, Verdict
 from kvbench.compare.sides import Side
 from kvbench.figures import Table, csv, latex, markdown, terminal
+from kvbench.formats import shorten
 from kvbench.metrics.paired import ALPHA
 
 Paint = Callable[[str, Cell], str]
@@ -31,7 +32,7 @@ def text(comparison: Comparison, paint: Paint = plain, width: int = 120) -> str:
     """Aligned tables, one block a metric with methods as rows, at most ``width`` columns."""
     parts = [_sides(comparison, paint, width)]
     for findings in _by_metric(comparison):
-        title = paint(cut(heading(findings), width), "heading")
+        title = paint(shorten(heading(findings), width), "heading")
         same = shared_line(findings)
         parts.append(f"{title}\n  {same}" if same else f"{title}\n{_indent(_table(findings, paint, width))}")
     parts += [part for part in (_tally(comparison, paint), _alone(comparison), paint(_footer(comparison), "quiet")) if part]
@@ -111,7 +112,9 @@ def _marked(comparison: Comparison) -> tuple[tuple[str, Side], ...]:
 
 
 def _sides(comparison: Comparison, paint: Paint, width: int) -> str:
-    return "\n".join(f"{paint(f'{mark}  {side.name}', 'heading')}\n   {cut(side.about, width - 3)}" for mark, side in _marked(comparison))
+    return "\n".join(
+        f"{paint(f'{mark}  {side.name}', 'heading')}\n   {shorten(side.about, width - 3)}" for mark, side in _marked(comparison)
+    )
 
 
 def _tally(comparison: Comparison, paint: Paint) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvbench.errors import told
 from kvbench.fused.graph import Graphs
 
 _LOG = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _agrees(what: str, name: str, way: Callable[[], Tensor], reference: Tensor) 
     except Exception as error:  # a compiler's errors share no base, and another way is at hand
         kind = type(error).__name__
         level = logging.INFO if kind == "OutOfResources" else logging.WARNING  # a tile too large for this device is no fault
-        _LOG.log(level, "%s: '%s' cannot run here and is left out (%s: %s)", what, name, kind, str(error).split("\n")[0])
+        _LOG.log(level, "%s: '%s' cannot run here and is left out (%s: %s)", what, name, kind, told(error))
         return False
     wide = reference.float()
     gap = float((result - wide).norm() / wide.norm().clamp_min(1e-30))

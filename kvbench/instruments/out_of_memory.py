@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvbench.errors import text_of
+from kvbench.errors import text_of, told
 
 if TYPE_CHECKING:
     from kvbench.instruments.session import Session
@@ -36,7 +36,7 @@ def attempt(session: Session, action: Callable[[], None]) -> MemoryError | None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        said = type(error)(*error.args) if isinstance(error, OverBudget) else MemoryError(str(error).partition("\n")[0])
+        said = type(error)(*error.args) if isinstance(error, OverBudget) else MemoryError(told(error))
     else:
         return None
     session.release()

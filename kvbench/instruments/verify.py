@@ -19,7 +19,7 @@ from kvbench.caches.checked import checked_index
 from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.ledger import storage_bytes
 from kvbench.calibration import provide
-from kvbench.errors import UsageError
+from kvbench.errors import UsageError, told
 from kvbench.instruments.audit import Auditor
 from kvbench.instruments.check import Check
 from kvbench.instruments.protocol import Runner
@@ -93,8 +93,7 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
     except UsageError:
         raise
     except Exception as error:
-        text = next(iter(str(error).splitlines()), "")
-        return Check(name, False, type(error).__name__, text)
+        return Check(name, False, type(error).__name__, told(error))
 
 
 class _Bench:
@@ -279,7 +278,7 @@ def _audit(spec: MethodSpec, model: ModelSpec | None, stage: Stage) -> Iterator[
     except UsageError:
         raise
     except Exception as error:
-        yield Check("audit", False, type(error).__name__, next(iter(str(error).splitlines()), ""))
+        yield Check("audit", False, type(error).__name__, told(error))
         return
     for name, check in verdict.checks.items():
         yield replace(check, name=f"audit: {name}", passed=check.passed or (spec.label == BASELINE and name == "fewer bytes"))

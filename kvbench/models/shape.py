@@ -93,6 +93,10 @@ def shape_of(config: Config) -> Shape:
     )
 
 
+ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""A cache's number format → bytes of a number."""
+
+
 def cache_bytes_per_token(shape: Shape, itemsize: int) -> int:
     """Bytes of one token's keys and values over all layers, in numbers of ``itemsize`` bytes."""
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * itemsize

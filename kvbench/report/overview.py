@@ -11,7 +11,7 @@ from kvbench.figures import Table
 from kvbench.formats import MIB, NONE, TIMES, duration, fixed, is_symmetric, signed, size
 from kvbench.metrics import factors
 from kvbench.metrics.row import Row
-from kvbench.models.shape import Shape, cache_bytes_per_token
+from kvbench.models.shape import ITEM_SIZES, Shape, cache_bytes_per_token
 from kvbench.record.state import RunState
 from kvbench.spec.budgets import is_met
 
@@ -20,7 +20,6 @@ CELL = 6
 WITHIN = "~"
 """Behind a change that rounding alone could make."""
 _LEAST = 0.001
-ITEM_SIZES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -134,11 +133,12 @@ def header(state: RunState) -> list[str]:
         return []
     dtype = str(model.get("dtype") or spec.model.dtype)
     cache = str(model.get("cache_dtype") or spec.model.cache_dtype)
+    per_token = bytes_per_token(state, cache)
     first = [
         str(model.get("id") or spec.model.id) + (" (random weights)" if spec.model.random_weights else ""),
         heads(state),
         f"{dtype}, cache {cache}",
-        _per_token(state, cache),
+        f"baseline {size(per_token)} a token" if per_token else "",
         str(model.get("device_name") or model.get("device") or ""),
     ]
     second = [
@@ -168,13 +168,12 @@ def heads(state: RunState) -> str:
     return f"{m['layers']} layers, {m['heads']} heads, {m['kv_heads']} KV heads {TIMES} {m['head_dim']}"
 
 
-def _per_token(state: RunState, cache_dtype: str) -> str:
-    """The baseline's bytes for one token, all layers."""
+def bytes_per_token(state: RunState, cache_dtype: str) -> int | None:
+    """The baseline's bytes for one token, all layers; ``None`` while model or format are not known."""
     m, itemsize = state.model, ITEM_SIZES.get(cache_dtype)
     if itemsize is None or not {"layers", "kv_heads", "head_dim"} <= m.keys():
-        return ""
-    shape = Shape(m["layers"], m.get("heads", 0), m["kv_heads"], m["head_dim"], 0, 0, 0)
-    return f"baseline {size(cache_bytes_per_token(shape, itemsize))} a token"
+        return None
+    return cache_bytes_per_token(Shape(m["layers"], m.get("heads", 0), m["kv_heads"], m["head_dim"], 0, 0, 0), itemsize)
 
 
 def budget_notes(found: Sequence[Row]) -> list[str]:

@@ -16,15 +16,9 @@ from kvbench.errors import KvbenchError
 from kvbench.evaluators.base import Evaluator
 from kvbench.evaluators.registered import evaluators_of
 from kvbench.formats import MIB, size
-from kvbench.metrics.apart import is_control, is_unmasked
-from kvbench.metrics.front import Point, frontier, points
 from kvbench.record.state import RunState
+from kvbench.report.overview import bytes_per_token
 
-__all__ = [
-    "QUALITY", "MemorySeries", "Point", "activity", "device", "dtype", "frontier", "is_control", "is_unmasked", "kib_per_token",
-    "known_evaluators", "ledger", "memory_series", "model_name", "overall", "per_layer", "points", "running_perplexity", "subject",
-]  # fmt: skip
-_DTYPE_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 QUALITY = "perplexity"
 
 
@@ -37,9 +31,8 @@ def model_name(state: RunState) -> str:
 
 def kib_per_token(state: RunState) -> float | None:
     """The uncompressed cache's KiB per token: K and V of every layer and KV head."""
-    shape = [int(state.model.get(name) or 0) for name in ("layers", "kv_heads", "head_dim")]
-    found = 2 * math.prod(shape) * _DTYPE_BYTES.get(dtype(state, "cache_dtype"), 0)
-    return found / 1024 or None
+    found = bytes_per_token(state, dtype(state, "cache_dtype"))
+    return None if found is None else found / 1024
 
 
 def dtype(state: RunState, name: str = "dtype") -> str:

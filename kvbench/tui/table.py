@@ -16,12 +16,12 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from kvbench.formats import NONE, shorten
+from kvbench.metrics.apart import is_control, is_unmasked
 from kvbench.metrics.row import Row
 from kvbench.spec import BASELINE
 from kvbench.tui.canvas import bar
 from kvbench.tui.columns import GAP, Column, Plan, best_labels, columns_of, ordered, plan
 from kvbench.tui.lines import Lines
-from kvbench.tui.panel_facts import is_control, is_unmasked
 from kvbench.tui.theme import Palette
 
 GLYPHS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗"}

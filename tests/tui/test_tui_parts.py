@@ -13,6 +13,7 @@ from made_up_run import FIGURES, events, spec
 from kvbench.figures.axes import Scale, padded
 from kvbench.figures.colours import method_colours
 from kvbench.formats import duration, fixed, plain_number, signed, size
+from kvbench.metrics.front import frontier, points
 from kvbench.metrics.row import Row
 from kvbench.record import events as ev
 from kvbench.record.state import RunState, apply, replay
@@ -113,14 +114,10 @@ def test_best_is_what_is_printed_best_among_ranked_rows() -> None:
 
 
 def test_the_frontier_is_undominated_and_ranked() -> None:
-    found = panel_facts.points(
-        [row(n, stored_bytes=b, factor=2.0, kl=k) for n, b, k in (("a", 1.0, 3.0), ("b", 2.0, 1.0), ("c", 3.0, 2.0))]
-    )
-    assert [p.label for p in panel_facts.frontier(found)] == ["a", "b"]
-    masked = panel_facts.points(
-        [row("m", stored_bytes=0.5, factor=2.0, kl=0.1, audit="masked"), row("a", stored_bytes=1.0, factor=2.0, kl=1.0)]
-    )
-    assert [p.label for p in panel_facts.frontier(masked)] == ["a"]
+    found = points([row(n, stored_bytes=b, factor=2.0, kl=k) for n, b, k in (("a", 1.0, 3.0), ("b", 2.0, 1.0), ("c", 3.0, 2.0))])
+    assert [p.label for p in frontier(found)] == ["a", "b"]
+    masked = points([row("m", stored_bytes=0.5, factor=2.0, kl=0.1, audit="masked"), row("a", stored_bytes=1.0, factor=2.0, kl=1.0)])
+    assert [p.label for p in frontier(masked)] == ["a"]
 
 
 def test_running_perplexity_ends_where_the_summary_is() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from kvbench.figures.axes import Scale
 from kvbench.formats import MIB
 from kvbench.metrics import factors
+from kvbench.metrics.front import Point, frontier, points
 from kvbench.spec import BASELINE
 from kvbench.tui.canvas import Canvas
 from kvbench.tui.frame import Frame, framed
-from kvbench.tui.panel_facts import Point, frontier, points
 from kvbench.tui.plots.scene import Scene, nothing_yet, too_small
 
 _FLOOR = 1e-6
