@@ -144,6 +144,19 @@ class Narrow(Wide):
     decode: str = "hold"
 
 
+@dataclass(frozen=True)
+class Forgetful(Wide):
+    """Does not ask its base what it checks."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def test_what_is_built_is_checked_whatever_the_class_forgets() -> None:
+    with pytest.raises(UsageError, match="count=1; it must be at least 2"):
+        build(Forgetful, MethodSpec.parse("wide:count=1"), "method")
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_an_interval_leaves_out_its_round_ends(value: float) -> None:
     for cls in (Wide, Narrow):

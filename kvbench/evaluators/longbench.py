@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.errors import CorpusError
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure
-from kvbench.harness.tables import TaskScores
+from kvbench.harness.tables import TaskScores, seen
 from kvbench.harness.task_scores import SEEN
 from kvbench.metrics import recorded
 from kvbench.spec import RunSpec, Unit
@@ -178,13 +178,9 @@ def _headed(found: Summary) -> Summary:
 
 def _remarks(facts: Mapping[str, Any]) -> list[str]:
     """What a reader must know of how the questions were asked."""
-    prompts, asked = facts.get("prompts", {}), facts.get("question")
+    prompts = facts.get("prompts", {})
     shortened = sum(of["shortened"] for of in prompts.values())
     said = [f"longest prompt {max(of['longest'] for of in prompts.values()):,} tokens"] if prompts else []
     if shortened:
         said.append(f"{shortened} of {sum(of['asked'] for of in prompts.values())} prompts lost their middle to fit, as in the benchmark")
-    if asked in ("hidden", "both"):
-        said.append("the document was compressed before the question came")
-    if asked == "visible":
-        said.append("compression saw the question")
-    return said + [f"left out: {_shown(name)} ({reason})" for name, reason in facts.get("left_out", {}).items()]
+    return said + seen(facts, "document") + [f"left out: {_shown(name)} ({reason})" for name, reason in facts.get("left_out", {}).items()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvbench.evaluators.base import Evaluator, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure, Grid, Table
 from kvbench.formats import NONE
-from kvbench.harness.tables import TaskScores
+from kvbench.harness.tables import TaskScores, seen
 from kvbench.harness.task_scores import SEEN, VISIBLE
 from kvbench.metrics import recorded
 from kvbench.metrics.accuracy import means
@@ -180,10 +180,7 @@ def _grid(label: str, records: MethodRecords, facts: Mapping[str, Any]) -> Grid 
 def _remarks(facts: Mapping[str, Any]) -> list[str]:
     """What a reader must know of how the samples were made."""
     said = [f"filler: {facts['filler']}; sentences by {facts['sentences']}"] if facts.get("filler") else []
-    if facts.get("question") in ("hidden", "both"):
-        said.append("the text was compressed before the question came")
-    if facts.get("question") == "visible":
-        said.append("compression saw the question")
+    said += seen(facts, "text")
     left_out: dict[str, list[str]] = {}
     for name, reason in facts.get("left_out", {}).items():
         left_out.setdefault(reason, []).append(name)

@@ -196,6 +196,13 @@ def _change(test: Paired) -> str:
     return signed(test.difference, 3) + bounds
 
 
+def seen(facts: Mapping[str, Any], what: str) -> list[str]:
+    """Whether compression saw the question behind ``what``, if that was said."""
+    if facts.get("question") == "visible":
+        return ["compression saw the question"]
+    return [f"the {what} was compressed before the question came"] if facts.get("question") else []
+
+
 def remarks(facts: Mapping[str, Any]) -> list[str]:
     """What a reader must know of how the questions were asked."""
     said = []

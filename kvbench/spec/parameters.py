@@ -68,7 +68,7 @@ def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
 
     Raises:
         UnknownName: a parameter that it does not have.
-        UsageError: a value of the wrong kind, or one that its ``__post_init__`` refuses.
+        UsageError: a value of the wrong kind, or one that its declaration or its ``__post_init__`` refuses.
     """
     known, rest = {f.name: f for f in _named(cls)}, getattr(cls, "takes_rest", None)
     values: dict[str, Any] = {} if rest is None else {rest: ()}
@@ -85,7 +85,9 @@ def build(cls: type[Any], spec: NamedSpec, kind: str) -> Any:
             raise UnknownName(f"parameter of {kind} {spec.name}:", key, known, hint=f"kvbench list {kind}s")
         values[key] = _coerce(spec, key, value, known[key].type, kind)
     try:
-        return cls(**values)
+        made = cls(**values)
+        check_values(made)  # its own __post_init__ may have forgotten its base's
+        return made
     except ValueError as error:
         raise UsageError(f"{kind} '{spec.label}': {error}", hint=f"kvbench list {kind}s") from error
     except KvbenchError:
