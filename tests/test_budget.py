@@ -12,7 +12,7 @@ from sessions import told_by
 from kvbench.budgeting.expected import ShapeScale, Unknown
 from kvbench.budgeting.solver import Solution, solve
 from kvbench.budgeting.weighing import PromptScale
-from kvbench.displays import table
+from kvbench.displays import ending
 from kvbench.engine.journal import SCHEMA
 from kvbench.engine.plan import complete, plan, resolve_methods
 from kvbench.errors import UsageError
@@ -335,13 +335,13 @@ def test_a_result_has_what_was_asked_and_what_was_met(state: RunState) -> None:
 
 
 def test_the_table_says_what_was_turned_and_what_cannot_be_met(state: RunState) -> None:
-    text = table.render(state)
+    text = ending.render(state)
     assert "knorm: 4x compression_ratio=0.7" in text
     assert "v_lowrank@4x failed: cannot store 4x less: the nearest is 1.97x with rank=1" in text
     over = state.methods["knorm@4x"].budget
     assert over is not None
     swollen = apply(state, replace(over, target_bytes=over.target_bytes / 2))
-    assert "knorm@4x stores 200% of its budget" in table.render(swollen)
+    assert "knorm@4x stores 200% of its budget" in ending.render(swollen)
 
 
 def test_a_resumed_run_takes_the_budgets_that_were_solved(run: tuple[ev.RunStarted, Told]) -> None:
