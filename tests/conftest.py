@@ -18,6 +18,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when triton is first imported, which torch may do long before a kernel's test
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more to waiting threads than they gain; the runner is parallel
 
+pytest_plugins = ("limits",)
+
 if TYPE_CHECKING:
     from kvbench.models.loading import LoadedModel
 

@@ -40,10 +40,11 @@ Stage = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens of prompt and continuation; large enough to fill windows and residuals, uneven on purpose."""
+    """Tokens of prompt and continuation, large enough to fill windows and residuals, uneven on purpose; layers of the model."""
 
     context: int = 150
     continuation: int = 141
+    layers: int = 4
 
 
 def verify(method_text: str, stage: Stage, *, model: ModelSpec | None = None) -> list[Check]:
@@ -99,7 +100,7 @@ def _tried(name: str, check: Callable[[], Check]) -> Check:
 class _Bench:
     def __init__(self, method: Method, family: str, sizes: Sizes) -> None:
         self.method, self.family, self.sizes = method, family, sizes
-        self.model = make_tiny_model(family)
+        self.model = make_tiny_model(family, num_hidden_layers=sizes.layers)
         try:
             method.check(shape_of(self.model.config.to_dict()))
         except ValueError as error:
