@@ -15,7 +15,6 @@ from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.rope import Rope
-from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 
@@ -204,13 +203,6 @@ def test_a_key_that_no_query_sees_weighs_as_its_neighbours() -> None:
     made = layer(prompt, 0.5, 2, 1)
     assert bool(made.keys_store.buffer.view().isfinite().all())
     assert bool(made.attend(some(1, HEADS, 1, DIM, seed=3)).isfinite().all())
-
-
-@pytest.mark.parametrize(
-    "text", ["asymkv:window=8,n_sink=4", "asymkv:window=8,n_sink=2,compression_ratio=0.9,weights=attention", "asymkv:weights=cardinality"]
-)
-def test_every_path_gives_the_same_numbers(text: str) -> None:
-    assert not [check for check in conformance(method(text), "llama", Sizes(45, 43)) if not check.passed]
 
 
 def method(text: str) -> Any:

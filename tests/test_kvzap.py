@@ -27,7 +27,7 @@ from kvbench.calibration.source import Source
 from kvbench.cli import main
 from kvbench.errors import ModelError, UsageError
 from kvbench.instruments.tiny import make_tiny_model
-from kvbench.instruments.verify import Sizes, _Bench, _on_tiny, conformance
+from kvbench.instruments.verify import Sizes, _Bench, _on_tiny
 from kvbench.methods.base import resolve
 from kvbench.spec import MethodSpec, RunSpec
 
@@ -124,13 +124,6 @@ def test_a_score_at_the_threshold_is_kept() -> None:
     tokens.forward(layer, 0, 80)
     assert layer.cells[0][0].length == int((tokens.scores[0, 0, :64] >= exact).sum()) + 16
     assert bool((layer.cells[0][0].read(torch.float64)[0][0, 0] == tokens.k[0, 0, 7]).all(-1).any())
-
-
-@pytest.mark.parametrize(
-    "label", ["kvzap:threshold=-1.1,window=8", "kvzap:threshold=-1.1,window=0", "kvzap:threshold=-0.5,window=16,surrogate=mlp"]
-)
-def test_every_path_gives_the_same_numbers(label: str, family: str) -> None:
-    assert not [check for check in conformance(made(label), family, Sizes(45, 43)) if not check.passed]
 
 
 def test_the_trial_drops_some_tokens_and_keeps_some(family: str) -> None:
