@@ -130,10 +130,17 @@ ROWS_TILES = [
 ]
 
 
-@pytest.mark.parametrize(("has_bias", "activation", "adds"), [(False, "", False), (True, "silu", False), (True, "", True)])
+ROWS_CASES = [(False, "", False), (True, "silu", False), (True, "", True)]
+ROWS = [
+    pytest.param(*ROWS_CASES[(i + j) % 3], rows, width, *tile.values, id=f"{rows}x{width}-{tile.id}")
+    for i, tile in enumerate(ROWS_TILES)
+    for j, (rows, width) in enumerate([(2, 96), (5, 99), (17, 160)])
+]
+"""Every tile with every number of rows, with every bias, gate and sum: what is left out are threes of them."""
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16 if interpreting.INTERPRETED else torch.bfloat16])
-@pytest.mark.parametrize(("rows", "K"), [(2, 96), (5, 99), (17, 160)])
-@pytest.mark.parametrize(("tile", "programs"), ROWS_TILES)
+@pytest.mark.parametrize(("has_bias", "activation", "adds", "rows", "K", "tile", "programs"), ROWS)
 def test_several_rows(
     has_bias: bool, activation: str, adds: bool, dtype: torch.dtype, rows: int, K: int, tile: Tile, programs: int,
     monkeypatch: pytest.MonkeyPatch,

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,13 @@ def run_with(
     return result, folder
 
 
+@cache
+def calm() -> Any:
+    """The records of a run in which nothing goes wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        return start.run(stub_spec(), output_dir=Path(folder))["records"]
+
+
 def notes(folder: RunFolder) -> list[str]:
     return [event.text for event in folder.read() if isinstance(event, ev.NoteWritten)]
 
@@ -80,9 +89,8 @@ def test_a_worker_that_is_stopped_loses_no_time(tmp_path: Path) -> None:
 
 
 def test_junk_on_the_event_pipe_costs_a_note(tmp_path: Path) -> None:
-    calm = start.run(stub_spec(), output_dir=tmp_path / "calm")
     result, folder = run_with("junk", tmp_path / "loud")
-    assert result["records"] == calm["records"]
+    assert result["records"] == calm()
     assert status_of(result) == ALL_DONE
     assert any("garbage, not json" in note for note in notes(folder))
     assert len(notes(folder)) == JUNK_TOLD + 1
@@ -100,18 +108,16 @@ def test_a_method_that_takes_the_pipe_is_blamed(tmp_path: Path, fault: str) -> N
 
 def test_an_event_that_is_torn_is_never_a_hole(tmp_path: Path) -> None:
     """Whether or not an event is hit before the run's end, every record is there, or its row has failed."""
-    calm = start.run(stub_spec(), output_dir=tmp_path / "calm")
     result, _ = run_with("tear", tmp_path / "torn", more=",ms=50")
     for row in result["results"]:
         if row["status"] == "done":
-            assert result["records"]["counting"][row["method"]] == calm["records"]["counting"][row["method"]]
+            assert result["records"]["counting"][row["method"]] == calm()["counting"][row["method"]]
     assert result["complete"]
 
 
 def test_a_fork_that_goes_on_as_the_worker_ends(tmp_path: Path) -> None:
-    calm = start.run(stub_spec(), output_dir=tmp_path / "calm")
     result, _ = run_with("go_on_twice", tmp_path / "twice")
-    assert result["records"] == calm["records"]
+    assert result["records"] == calm()
 
 
 def test_children_in_sessions_of_their_own_end_with_the_worker(tmp_path: Path) -> None:

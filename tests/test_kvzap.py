@@ -76,7 +76,7 @@ def reference(tokens: Tokens, threshold: float, window: int, row: int, head: int
 
 
 @pytest.mark.parametrize("window", [0, 5, 40])
-@pytest.mark.parametrize("cuts", [[], [1, 2, 9, 10, 60, 61, 200], list(range(1, 230))], ids=["one block", "uneven", "token by token"])
+@pytest.mark.parametrize("cuts", [[], [1, 2, 9, 10, 60, 61, 75, 76, 200, 201]], ids=["one block", "uneven"])
 @pytest.mark.parametrize("prompt", [0, 3, 70])
 def test_a_query_sees_what_is_near_and_what_passed(prompt: int, cuts: list[int], window: int) -> None:
     tokens, threshold = Tokens(230), 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -13,16 +14,19 @@ from torch import Tensor
 
 from kvbench.caches import folding
 from kvbench.caches.basis import hadamard
-from kvbench.caches.cache import CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
+from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
 from kvbench.caches.ranks import heads_in_group
 from kvbench.calibration import provide
 from kvbench.instruments.protocol import Runner
+from kvbench.instruments.tiny import make_tiny_model
 from kvbench.methods.base import Method, resolve
 from kvbench.models.shape import Shape
 from kvbench.spec import MethodSpec, RunSpec
 
 TEXT = torch.randint(3, 128, (512,), generator=torch.Generator().manual_seed(5))
 TOKENS = torch.randint(3, 128, (2, 60), generator=torch.Generator().manual_seed(6))
+KINDS = ("qwen2", "llama", "llama with biases")
+"""Qwen2 has biases of queries, keys and values; the third has one of the output as well."""
 FOLDING = [
     "v_lowrank", "v_lowrank:rank=5", "v_lowrank:rank=16", "v_lowrank:basis=random,rank=3", "v_lowrank:energy=0.8,per_layer=true",
     "v_lowrank:bits=8", "orthogonal:v_rank=7", "palu", "palu:rank=7", "palu:bits=3,rank=4", "palu:group_heads=1,v_rank=3,bits=8",
@@ -33,24 +37,30 @@ def method_of(label: str) -> Method:
     return resolve(MethodSpec.parse(label), RunSpec())
 
 
-@pytest.fixture(params=["qwen2", "llama", "llama with biases"])
-def model(request: pytest.FixtureRequest, tiny_model: Callable[..., Any]) -> Any:
-    """Qwen2 has biases of queries, keys and values; the third has one of the output as well."""
-    made = tiny_model(request.param.split()[0])
-    if request.param.endswith("biases"):
+def made(kind: str) -> Any:
+    model = make_tiny_model(kind.split()[0])
+    if kind.endswith("biases"):
         torch.manual_seed(2)
-        for layer in decoder_of(made).layers:
+        for layer in decoder_of(model).layers:
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
                 projection = getattr(layer.self_attn, name)
                 projection.bias = torch.nn.Parameter(0.3 * torch.randn(projection.out_features).double(), requires_grad=False)
-    use_kvbench_attention(made)
-    return made
+    use_kvbench_attention(model)
+    return model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> Any:
+    return made(request.param)
 
 
 def runner_of(model: Any, label: str, **options: Any) -> Runner:
-    geometry = Geometry.of(model)
-    artefacts = provide(method_of(label).artefacts, model, geometry, TEXT, weights_hash=None, folder=None, stage=lambda *_: None)
-    return Runner(model, geometry, artefacts, CacheOptions(None, **options))
+    return Runner(model, Geometry.of(model), calibrated(model, method_of(label).artefacts), CacheOptions(None, **options))
+
+
+@cache
+def calibrated(model: Any, names: tuple[str, ...]) -> Artefacts:
+    return provide(names, model, Geometry.of(model), TEXT, weights_hash=None, folder=None, stage=lambda *_: None)
 
 
 def continued(runner: Runner, label: str, split: int = 40) -> tuple[Tensor, KVCache]:
@@ -66,10 +76,7 @@ def continued(runner: Runner, label: str, split: int = 40) -> tuple[Tensor, KVCa
 @pytest.mark.parametrize("label", ["v_lowrank:rank=6", "orthogonal:k_rank=5,v_rank=9", "palu:rank=5", "palu:group_heads=1,rank=11"])
 def test_the_error_of_what_is_stored_is_the_sum_of_the_discarded_eigenvalues(label: str, model: Any) -> None:
     runner, method = runner_of(model, label + ",basis=pca"), method_of(label)
-    spectra = provide(
-        [name.replace("pca", "spectra") for name in method.artefacts], model, runner.geometry, TEXT,
-        weights_hash=None, folder=None, stage=lambda *_: None,
-    )  # fmt: skip
+    spectra = calibrated(model, tuple(name.replace("pca", "spectra") for name in method.artefacts))
     prompt = runner.prefill(TEXT[None], method.needs)
     cache = runner.compress(method, prompt)
     for index, (view, layer) in enumerate(zip(prompt.views, cache.layers, strict=True)):
@@ -92,7 +99,9 @@ def test_all_columns_lose_nothing(model: Any) -> None:
         torch.testing.assert_close(low, whole, rtol=0, atol=1e-10)
 
 
-def test_the_rank_in_use_can_be_seen(model: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rank_in_use_can_be_seen(kind: str) -> None:
+    model = made(kind)
     ranks: dict[str, list[int]] = {}
     decoder_of(model).layers[2].self_attn.v_proj.weight[::16] *= 10  # this layer's values lie near one direction a head
     for label in ("v_lowrank", "v_lowrank:energy=0.9", "v_lowrank:energy=0.9,per_layer=true", "v_lowrank:energy=0.9,per_layer=true,bits=4"):
