@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.channels import ThinLayer
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.ragged import RaggedLayer
-from kvbench.instruments.protocol import Runner
+from kvbench.instruments.protocol import Prompt, Runner
 from kvbench.instruments.scoring import score
 from kvbench.methods.adakv import AdaKV
 from kvbench.methods.base import Eviction, Method, resolve
@@ -27,6 +30,7 @@ GOLDEN: dict[str, Any] = orjson.loads((Path(__file__).parent / "golden" / "kvpre
 SECTIONS = [name for name, facts in GOLDEN.items() if isinstance(facts, dict) and "methods" in facts]
 if not os.environ.get("KVBENCH_FULL"):  # C = S = 512, four samples: minutes
     SECTIONS = [name for name in SECTIONS if not name.startswith("full")]
+SAMPLES = None if os.environ.get("KVBENCH_FULL") else 2
 CASES = [(section, name) for section in SECTIONS for name in GOLDEN[section]["methods"]]
 SELECTIONS = [case for case in CASES if "kept" in GOLDEN[case[0]]["methods"][case[1]]]
 OURS = {"window_size": "window", "kernel_size": "kernel"}
@@ -50,12 +54,31 @@ def runner(embedded_model: Any) -> Runner:
     return Runner(embedded_model.model, Geometry.of(embedded_model.model), {}, CacheOptions())
 
 
-def windows(section: str, embedded_model: Any, data_dir: Path) -> torch.Tensor:
-    """The golden section's own windows, cut by kvbench's loader."""
-    facts = GOLDEN[section]
-    lengths = {name: facts[name] for name in ("samples", "context", "continuation")}
-    spec = RunSpec(corpus=CorpusSpec("wikitext2", str(data_dir)), **lengths)
-    return load_windows(spec, embedded_model.tokenizer, lambda *_: None).tokens
+@pytest.fixture(scope="module")
+def windows(loaded_embedded_model: Any, data_dir: Path) -> Callable[[str], torch.Tensor]:
+    """A golden section's own windows, cut by kvbench's loader."""
+
+    @cache
+    def of(section: str) -> torch.Tensor:
+        lengths = {name: GOLDEN[section][name] for name in ("samples", "context", "continuation")}
+        spec = RunSpec(corpus=CorpusSpec("wikitext2", str(data_dir)), **lengths)
+        return load_windows(spec, loaded_embedded_model.tokenizer, lambda *_: None).tokens
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def prompt(windows: Callable[[str], torch.Tensor]) -> Callable[[Runner, str, int], Prompt]:
+    """Of a section's sample, for all of its methods."""
+    read: dict[tuple[str, int], Prompt] = {}
+
+    def of(runner: Runner, section: str, row: int) -> Prompt:
+        if (section, row) not in read:
+            needs = reduce(or_, (method_of(section, name).needs for name in GOLDEN[section]["methods"]))
+            read[section, row] = runner.prefill(windows(section)[row : row + 1, : GOLDEN[section]["context"]], needs)
+        return read[section, row]
+
+    return of
 
 
 def method_of(section: str, name: str) -> Method:
@@ -72,28 +95,26 @@ def method_of(section: str, name: str) -> Method:
 
 
 @pytest.mark.parametrize(("section", "name"), CASES)
-def test_nll_agrees_with_kvpress(section: str, name: str, runner: Runner, embedded_model: Any, data_dir: Path) -> None:
+def test_nll_agrees_with_kvpress(section: str, name: str, runner: Runner, windows: Any, prompt: Any) -> None:
     """Per-sample NLL to 1e-3 relative; scored here in one block, there token by token."""
-    golden = GOLDEN[section]["methods"][name]["nll"]
-    tokens, split = windows(section, embedded_model, data_dir), GOLDEN[section]["context"]
-    method = method_of(section, name)
-    for row, expected in zip(tokens[:, None], golden, strict=True):
-        prompt = runner.prefill(row[:, :split], method.needs)
-        hidden = runner.continuation(prompt, runner.compress(method, prompt), row[:, split:])
-        found = score(runner, {"baseline": hidden}, row[:, split:], "baseline")["baseline"].record(0)
+    golden, method = GOLDEN[section]["methods"][name]["nll"], method_of(section, name)
+    fresh = windows(section)[:, None, GOLDEN[section]["context"] :]
+    for row, (tokens, expected) in list(enumerate(zip(fresh, golden, strict=True)))[:SAMPLES]:
+        read = prompt(runner, section, row)
+        hidden = runner.continuation(read, runner.compress(method, read), tokens)
+        found = score(runner, {"baseline": hidden}, tokens, "baseline")["baseline"].record(0)
         assert found["tokens"] == GOLDEN[section]["continuation"]
         assert found["nll"] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(("section", "name"), SELECTIONS)
-def test_kept_tokens_are_kvpress_s(section: str, name: str, runner: Runner, embedded_model: Any, data_dir: Path) -> None:
+def test_kept_tokens_are_kvpress_s(section: str, name: str, runner: Runner, prompt: Any) -> None:
     """The same tokens in every KV head of the recorded layers of the first sample, and as many in every layer."""
-    tokens, split = windows(section, embedded_model, data_dir)[:1, : GOLDEN[section]["context"]], GOLDEN[section]["context"]
-    golden, method = GOLDEN[section]["methods"][name], method_of(section, name)
-    prompt = runner.prefill(tokens, method.needs)
-    cache = runner.compress(method, prompt)
+    golden, method, split = GOLDEN[section]["methods"][name], method_of(section, name), GOLDEN[section]["context"]
+    read = prompt(runner, section, 0)
+    cache = runner.compress(method, read)
     for layer, heads in golden["kept"].items():
-        full = prompt.views[int(layer)].keys[0]
+        full = read.views[int(layer)].keys[0]
         for head, expected in enumerate(heads):
             ours = head_of(cache.layers[int(layer)], head)
             assert [int(torch.nonzero((full[head] == key).all(-1))[0]) for key in ours] == expected
@@ -112,10 +133,8 @@ def head_of(layer: Any, head: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("section", [section for section, name in CASES if name == "think"])
-def test_kept_channels_are_kvpress_s(section: str, runner: Runner, embedded_model: Any, data_dir: Path) -> None:
-    tokens = windows(section, embedded_model, data_dir)[:1, : GOLDEN[section]["context"]]
-    method = method_of(section, "think")
-    cache = runner.compress(method, runner.prefill(tokens, method.needs))
+def test_kept_channels_are_kvpress_s(section: str, runner: Runner, prompt: Any) -> None:
+    cache = runner.compress(method_of(section, "think"), prompt(runner, section, 0))
     for index, heads in GOLDEN[section]["methods"]["think"]["channels"].items():
         layer = cache.layers[int(index)]
         assert isinstance(layer, ThinLayer)

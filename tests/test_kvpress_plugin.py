@@ -141,7 +141,9 @@ def test_attention_bears_kvpress_s_own_wrapper() -> None:
 @installed
 @pytest.mark.parametrize("press", ["kvpress:SnapKVPress,window_size=8", ADAKV, "kvpress:ThinKPress,key_channel_compression_ratio=0.5"])
 def test_presses_conform(press: str, family: str) -> None:
-    failed = [check for check in conformance(resolve(MethodSpec.parse(press), RunSpec()), family, Sizes(45, 43)) if not check.passed]
+    failed = [
+        check for check in conformance(resolve(MethodSpec.parse(press), RunSpec()), family, Sizes(27, 25, layers=2)) if not check.passed
+    ]
     assert not failed
 
 
