@@ -61,7 +61,7 @@ class Bench:
         self.encoder = Encoder(loaded.tokenizer, loaded.model.config)
         tasks = load_tasks(given.tasks.split("+"), given.data_dir, questions=given.questions, seed=0, stage=silent)
         self.questions = [q for leaf in tasks.leaves.values() for q in questions_of(leaf) if not q.generates]
-        self.backend = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1)
+        self.backend = HFLM(pretrained=loaded.model, tokenizer=getattr(loaded.tokenizer, "tokenizer", None), batch_size=1)
         self.seconds: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.worst = 0.0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kvbench.engine.plan import complete, resolve_methods
+from kvbench.evaluators.registered import evaluators_of
 from kvbench.instruments.session import Session
 from kvbench.methods.base import expand
 from kvbench.models.weights import silent
@@ -24,7 +25,7 @@ def opened(model: ModelSpec, methods: str | Sequence[str], *, evaluator: str = N
     """A session of ``methods`` and both controls; ``rest`` is the run's: sizes and text."""
     labels = expand([methods] if isinstance(methods, str) else methods)
     spec = complete(RunSpec(model=model, methods=labels, evaluators=(EvaluatorSpec(evaluator),), **rest))
-    return Session.open(spec, resolve_methods(spec), silent)
+    return Session.open(spec, resolve_methods(spec), silent, evaluators_of(spec))
 
 
 def with_random_text(session: Session) -> Session:
