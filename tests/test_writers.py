@@ -115,6 +115,7 @@ def test_latex_has_as_many_cells_a_line_whatever_is_in_them() -> None:
         ("ΔPPL ≤ 2×", r"$\Delta$PPL $\leq$ 2×"),
         ("é 漢", r"é \fbox{\tiny 6F22}"),
         ("a\n  b", "a b"),
+        ("\x1b[0m \u202e", r"\fbox{\tiny 1B}[0m \fbox{\tiny 202E}"),
     ],
 )
 def test_latex_escapes_what_tex_would_obey(text: str, wanted: str) -> None:
@@ -137,7 +138,7 @@ def test_csv_reads_back_as_it_was() -> None:
     assert {tuple(row[:2]) for row in rows} == {("knorm", "-0.5 [-1.0, +2.0]")}
 
 
-@pytest.mark.parametrize("text", ["=1+1", '=HYPERLINK("x")', "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "\t=1"])
+@pytest.mark.parametrize("text", ["=1+1", '=HYPERLINK("x")', "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "\t=1", "\n=1"])
 def test_no_cell_of_csv_is_a_formula(text: str) -> None:
     assert next(stdlib_csv.reader(io.StringIO(csv.table([[text]])))) == [f"'{text}"]
 

@@ -7,14 +7,15 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-from kvbench.figures.data import Grid, Table, notes_of, title_of
+from kvbench.figures.data import Grid, Table, tabled
 
-_OBEYED = ("=", "+", "-", "@", "\t", "\r")
+ENDING = ""
+_OBEYED = ("=", "+", "-", "@", "\t", "\r", "\n")
 _FIGURE = re.compile(r"[-+\d.,eE%×±~∞–\[\]\s]*")
 """Nothing that a sum of would do harm: ``-0.5``, ``+1.2 [+0.3, +2.1]``, a verdict."""
 
 
-def table(rows: Iterable[Sequence[object]]) -> str:
+def table(rows: Iterable[Iterable[object]]) -> str:
     """A line for each row, the headings' too; ``None`` is an empty cell."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([_harmless(cell) for cell in row] for row in rows)
@@ -27,7 +28,7 @@ def _harmless(cell: object) -> object:
     return f"'{cell}" if is_formula else cell
 
 
-def _part(rows: Iterable[Sequence[object]]) -> str:
+def _part(rows: Iterable[Iterable[object]]) -> str:
     return table(rows).rstrip("\n")
 
 
@@ -41,17 +42,13 @@ def heading(title: str) -> str:
 
 def figure(found: Table | Sequence[Grid]) -> list[str]:
     """A table under its title, or the numbers of heat maps, each under its method."""
-    if isinstance(found, Table):
-        titles, tables, notes = [found.title], [found], found.notes
-    else:
-        title = title_of(found) + (" (%)" if found[0].is_share else "")
-        titles, tables, notes = [f"{title}: {grid.method}" for grid in found], [grid.numbers for grid in found], notes_of(found)
-    parts = [_part([[title], _joined(one.headings), *one.rows]) for title, one in zip(titles, tables, strict=True)]
+    title, tables, notes = tabled(found)
+    parts = [_part([[f"{title}: {of}" if of else title], map(_flat, one.headings), *one.rows]) for of, one in tables]
     return [*parts, *([lines(notes)] if notes else [])]
 
 
-def _joined(headings: Sequence[str]) -> list[str]:
-    return [" ".join(name.split("\n")) for name in headings]
+def _flat(heading: str) -> str:
+    return " ".join(heading.split())
 
 
 def lines(found: Sequence[str]) -> str:
@@ -60,7 +57,3 @@ def lines(found: Sequence[str]) -> str:
 
 def code(text: str) -> str:
     return _part([[text]])
-
-
-def ending() -> list[str]:
-    return []

@@ -134,12 +134,20 @@ def grouped(found: Sequence[Figure]) -> Iterator[Table | list[Grid]]:
 
 
 def title_of(grids: Sequence[Grid]) -> str:
-    """One title for heat maps of one kind: their own, where it names the method, with that left open."""
+    """One title for heat maps of one kind: their own, where it names the method, with that left open; and their unit."""
     own = {grid.title for grid in grids}
     shared = {grid.title.replace(grid.method, "the method") for grid in grids}
-    return grids[0].title if len(own) == 1 or len(shared) > 1 else shared.pop()
+    title = grids[0].title if len(own) == 1 or len(shared) > 1 else shared.pop()
+    return title + (", in %" if grids[0].is_share else "")
 
 
 def notes_of(grids: Sequence[Grid]) -> list[str]:
     """What a reader must know of any of them, said once."""
     return list(dict.fromkeys(note for grid in grids for note in grid.notes))
+
+
+def tabled(found: Table | Sequence[Grid]) -> tuple[str, list[tuple[str, Table]], Sequence[str]]:
+    """Title, tables each with the method that it is of, if it is of one, and notes: heat maps are tables of their numbers."""
+    if isinstance(found, Table):
+        return found.title, [("", found)], found.notes
+    return title_of(found), [(grid.method, grid.numbers) for grid in found], notes_of(found)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
 
 from kvbench.figures.colours import fill, ink
-from kvbench.figures.data import Grid, Table, notes_of, title_of
+from kvbench.figures.data import Grid, Table, tabled
 from kvbench.figures.fit import GAP, WIDTH, fitted
 
 _NEEDS = r"\usepackage{booktabs}"
@@ -43,8 +43,13 @@ _PAIR = re.compile(r"([-,])(?=\1)")
 """Two of them would become one sign."""
 _FIRST = re.compile(r"^[*\[]")
 """What TeX would take for an argument of the line's end before it."""
-_SET = (frozenset(map(chr, range(0xA1, 0x17F))) | frozenset("–—…„€\u2018\u2019\u201c\u201d")) - frozenset("\u00adĦħĸĿŀŉŦŧ")
-"""Beside ASCII, what pdflatex sets as it is."""
+_SET = (frozenset(map(chr, [*range(0x20, 0x7F), *range(0xA1, 0x17F)])) | frozenset("–—…„€\u2018\u2019\u201c\u201d")) - frozenset(
+    "\u00adĦħĸĿŀŉŦŧ"
+)
+"""What pdflatex sets as it is."""
+
+
+ENDING = r"\end{document}"
 
 
 def opening(title: str, warning: str, facts: Sequence[tuple[str, str]]) -> list[str]:
@@ -60,11 +65,11 @@ def heading(title: str) -> str:
 
 def figure(found: Table | Sequence[Grid]) -> list[str]:
     """A table that goes on over pages, or heat maps of one kind, under its title."""
+    title, _, notes = tabled(found)
     if isinstance(found, Table):
-        title, parts, notes = found.title, [part for table in fitted(found) for part in _pages(table)], found.notes
+        parts = [part for table in fitted(found) for part in _pages(table)]
     else:
-        title = title_of(found) + (" (%)" if found[0].is_share else "")
-        parts, notes = ["\\quad\n".join(part for grid in found for part in _heat(grid))], notes_of(found)
+        parts = ["\\quad\n".join(part for grid in found for part in _heat(grid))]
     return [rf"\subsection*{{{escaped(title)}}}", *parts, *([lines(notes)] if notes else [])]
 
 
@@ -140,10 +145,6 @@ def code(text: str) -> str:
     return "\n\n".join(rf"\texttt{{{escaped(line)}}}".replace(",", r",\allowbreak{}") for line in text.splitlines())
 
 
-def ending() -> list[str]:
-    return ["\\end{document}"]
-
-
 def escaped(text: str) -> str:
     """Text that TeX sets as it is, on one line."""
     meant = _MINUS.sub("\N{MINUS SIGN}", " ".join(text.split())).translate(_MEANT)
@@ -151,4 +152,4 @@ def escaped(text: str) -> str:
 
 
 def _set(character: str) -> str:
-    return character if character.isascii() or character in _SET else rf"\fbox{{\tiny {ord(character):X}}}"
+    return character if character in _SET else rf"\fbox{{\tiny {ord(character):X}}}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvbench.figures.data import Grid, Table, notes_of, title_of
+from kvbench.figures.data import Grid, Table, tabled
 
 _SPECIAL = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", ">": "&gt;", "&": "&amp;", "*": "\\*", "`": "\\`", "[": "\\[", "]": "\\]"})
+
+ENDING = ""
 
 
 def opening(title: str, warning: str, facts: Sequence[tuple[str, str]]) -> list[str]:
@@ -21,12 +23,9 @@ def heading(title: str) -> str:
 
 def figure(found: Table | Sequence[Grid]) -> list[str]:
     """A table, or heat maps of one kind, under its title."""
-    notes = found.notes if isinstance(found, Table) else notes_of(found)
-    told = [lines(notes)] if notes else []
-    if isinstance(found, Table):
-        return [f"### {escaped(found.title)}", table(found), *told]
-    title = f"### {escaped(title_of(found))}" + (", in %" if found[0].is_share else "")
-    return [title, *(part for grid in found for part in (f"**{escaped(grid.method)}**", table(grid.numbers))), *told]
+    title, tables, notes = tabled(found)
+    parts = [part for of, one in tables for part in (*([f"**{escaped(of)}**"] if of else []), table(one))]
+    return [f"### {escaped(title)}", *parts, *([lines(notes)] if notes else [])]
 
 
 def table(found: Table) -> str:
@@ -51,10 +50,6 @@ def lines(found: Sequence[str]) -> str:
 def code(text: str) -> str:
     fence = "```" if "```" not in text else "````"
     return f"{fence}sh\n{text}\n{fence}"
-
-
-def ending() -> list[str]:
-    return []
 
 
 def escaped(text: str) -> str:

@@ -13,6 +13,8 @@ SHADES = " ░▒▓█"
 """From the bad end of a scale to the good one."""
 _SIDES = {"l": "left", "r": "right"}
 
+ENDING = ""
+
 
 def opening(title: str, warning: str, facts: Sequence[tuple[str, str]]) -> list[str]:
     """A document's title and facts, names and values in two columns."""
@@ -41,10 +43,6 @@ def lines(found: Sequence[str]) -> str:
 
 def code(text: str) -> str:
     return text
-
-
-def ending() -> list[str]:
-    return []
 
 
 def draw_table(table: Table, width: int = WIDTH) -> str:
@@ -85,8 +83,8 @@ def _side_by_side(row: Sequence[list[str]]) -> Iterator[tuple[str, ...]]:
 
 
 def _legend(grids: Sequence[Grid]) -> str:
-    (bad, good), unit = grids[0].ends, ", in %" if grids[0].is_share else ""
-    return f"{title_of(grids)}{unit}; shades from {bad} (empty) to {good} (full)"
+    bad, good = grids[0].ends
+    return f"{title_of(grids)}; shades from {bad} (empty) to {good} (full)"
 
 
 def _grid(grid: Grid) -> list[str]:

@@ -12,12 +12,14 @@ from kvbench.report.content import Report
 class Writer(Protocol):
     """What a format's module writes (:mod:`kvbench.figures.terminal`); parts are set apart by an empty line."""
 
+    ENDING: str
+    """What closes a document, if anything."""
+
     def opening(self, title: str, warning: str, facts: Sequence[tuple[str, str]]) -> list[str]: ...
     def heading(self, title: str) -> str: ...
     def figure(self, found: Table | Sequence[Grid]) -> list[str]: ...
     def lines(self, found: Sequence[str]) -> str: ...
     def code(self, text: str) -> str: ...
-    def ending(self) -> list[str]: ...
 
 
 def document(report: Report, to: Writer) -> str:
@@ -28,4 +30,4 @@ def document(report: Report, to: Writer) -> str:
         parts += [part for figure in grouped(section.figures) for part in to.figure(figure)]
         parts += [to.lines(section.lines)] if section.lines else []
         parts += [to.code(section.code)] if section.code else []
-    return "\n\n".join([*parts, *to.ending()]) + "\n"
+    return "\n\n".join([*parts, *filter(None, [to.ENDING])]) + "\n"
