@@ -155,3 +155,28 @@ def test_a_record_sums_what_its_row_holds() -> None:
     assert sum(record["kl_hist"].values()) == sum(record["ece_count"]) == S
     assert sum(record["ece_confidence"]) == pytest.approx(float(found.confidence[1].sum()), rel=1e-12)
     assert sum(record["ece_correct"]) == int(found.correct[1].sum())
+
+
+def test_calibration_bins_are_fifteenths_and_certainty_is_in_the_last() -> None:
+    confidence = torch.tensor([0.0, 0.06, 0.07, 0.5, 0.95, 1.0], dtype=torch.float64)
+    correct = torch.tensor([False, True, True, False, True, True])
+    nothing = torch.zeros(1, 6, dtype=torch.float64)
+    record = TokenScores(nothing, nothing, correct[None], confidence[None], correct[None]).record(0)
+    assert record["ece_count"] == [2, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2]
+    assert record["ece_correct"] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert record["ece_confidence"] == pytest.approx([0.06, 0.07, 0, 0, 0, 0, 0, 0.5, 0, 0, 0, 0, 0, 0, 1.95])
+
+
+def test_a_vocabulary_larger_than_a_slab_is_scored_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SLAB_BYTES", 1)
+    head = Head(torch.float64)
+    score(head, states(0.1, torch.float64), TARGETS, "baseline")
+    assert head.calls == 2 * B * S
+
+
+@pytest.mark.parametrize("label", ["baseline", "method"])
+def test_logits_of_sixteen_bits_are_scored_in_thirty_two(label: str) -> None:
+    logits = {"baseline": draw(5, B, S, VOCABULARY).bfloat16(), "method": draw(6, B, S, VOCABULARY).bfloat16()}
+    found = score(Given(), logits, TARGETS, "baseline")[label]
+    assert found.nll.dtype == torch.float32
+    check(found, plain(logits[label], logits["baseline"]), rtol=1e-5, atol=1e-5)

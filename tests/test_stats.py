@@ -117,11 +117,24 @@ def test_shift_interval_refuses_too_few_repeats_and_covers() -> None:
     assert 0.93 <= inside / 400 <= 0.99
 
 
-def test_large_shift_interval_uses_the_normal() -> None:
-    a, b = RNG.normal(0, 1, 40).tolist(), RNG.normal(1, 1, 40).tolist()
+def test_large_shift_interval_takes_its_rank_from_the_normal() -> None:
+    """k = ⌊mn/2 - z · √(mn(m+n+1)/12)⌋: here 21 · 20/2 - 1.96 · √(420 · 42/12)."""
+    a, b = RNG.normal(0, 1, 21), RNG.normal(1, 1, 20)
+    shifts = np.sort(np.subtract.outer(b, a).ravel())
+    k = math.floor(210 - scipy.special.ndtri(0.975) * math.sqrt(420 * 42 / 12))
+    assert stats.shift_interval(a.tolist(), b.tolist()) == pytest.approx((shifts[k - 1], shifts[-k]), rel=1e-12)
+
+
+def test_mann_whitney_counts_arrangements_up_to_four_hundred_pairs() -> None:
+    a, b = RNG.normal(0, 1, 20).tolist(), RNG.normal(0.5, 1, 20).tolist()
+    assert stats.mann_whitney(a, b).exact
+    many = stats.mann_whitney([*a, 9.0], b)
+    assert not many.exact
+    assert many.p == pytest.approx(scipy.stats.mannwhitneyu([*a, 9.0], b, method="asymptotic").pvalue, rel=1e-9)
     low, high = stats.shift_interval(a, b) or pytest.fail("enough repeats")
-    assert low < 1 < high
-    assert high - low < 1.5
+    k = int(np.count_nonzero(np.array(dist.u_cumulative(20, 20)) <= 0.025))
+    shifts = np.sort(np.subtract.outer(b, a).ravel())
+    assert (low, high) == pytest.approx((shifts[k - 1], shifts[-k]), rel=1e-12)
 
 
 def test_holm_is_the_published_example() -> None:
@@ -167,6 +180,7 @@ def test_histograms_merge_by_addition_and_survive_json() -> None:
     merged = stats.merge(stats.histogram_from_json(stats.histogram_to_json(stats.histogram(stats.kl_bin_index(p)))) for p in parts)
     assert merged == whole
     assert sum(merged.values()) == 900
+    assert stats.histogram_to_json({40: 2, 7: 0, 3: 1}) == {"3": 1, "40": 2}, "no empty bin is written"
 
 
 def test_rounding_sits_in_the_zero_bin_and_the_rest_above_it() -> None:
@@ -176,5 +190,6 @@ def test_rounding_sits_in_the_zero_bin_and_the_rest_above_it() -> None:
     assert stats.quantile({0: 99, 500: 1}, 0.999) > 0.0
     with pytest.raises(ValueError, match="not finite"):
         stats.kl_bin_index([math.nan])
-    with pytest.raises(ValueError, match="no quantile"):
-        stats.quantile({}, 0.5)
+    for hist, q in (({}, 0.5), ({1: 1}, -0.1), ({1: 1}, 1.1)):
+        with pytest.raises(ValueError, match="no quantile"):
+            stats.quantile(hist, q)
