@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -34,6 +35,31 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         TopologicalSorter(above).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+ONE_MEANING = {
+    "audit": "the evaluator, and the instrument that it asks",
+    "base": "what every display, evaluator or method is",
+    "composed": "the method of two, and its layer",
+    "dense": "tokens as they are, and their kernel",
+    "glue": "norms, gates and products, and their kernels",
+    "layer": "one layer's cache, and the same taken over into the kernels' layout",
+    "memory": "the evaluator, and the plot of what it measured",
+    "perplexity": "the evaluator, and the plot of what it measured",
+    "registered": "where names of methods, or of evaluators, become classes",
+    "rope": "the rotary embedding, and a file's words for it",
+    "run": "the question, and the command that asks it",
+    "speed": "the evaluator, its command, and the plot of what it measured",
+    "tables": "what a room's measurements look like",
+    "verify": "the checks, and their command",
+    "window": "the newest tokens, and their kernels",
+}
+"""Names that several rooms have, and the one thing that they mean there."""
+
+
+def test_modules_of_one_name_mean_one_thing() -> None:
+    names = Counter(file.stem for file in (ROOT / "kvbench").rglob("*.py") if not file.stem.startswith("__"))
+    assert {name for name, times in names.items() if times > 1} == set(ONE_MEANING), "another name, or a reason here"
 
 
 def loaded(*argv: str, unwanted: str) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Literal
 from kvbench.compare.digits import both, change_text, interval_text, p_text, unit_of
 from kvbench.compare.judge import WORDS, Finding
 from kvbench.figures import Table
-from kvbench.figures.fit import GAP, HEADING_ROOM
+from kvbench.figures.widths import GAP, HEADING_ROOM
 from kvbench.formats import shorten
 from kvbench.metrics.paired import BOOTSTRAP, MCNEMAR, SIGN, STUDENT
 

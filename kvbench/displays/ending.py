@@ -12,8 +12,8 @@ from kvbench.engine.journal import RunFolder
 from kvbench.engine.start import DEFAULT_OUTPUT
 from kvbench.figures import Figure, Grid, Table
 from kvbench.figures.data import grouped
-from kvbench.figures.fit import WIDTH, folded
 from kvbench.figures.terminal import draw_table, figure
+from kvbench.figures.widths import WIDTH, folded
 from kvbench.metrics.row import Row
 from kvbench.record.state import RunState
 from kvbench.record.summary import figures, rows

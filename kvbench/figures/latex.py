@@ -12,7 +12,7 @@ from itertools import accumulate, groupby
 
 from kvbench.figures.colours import fill, ink
 from kvbench.figures.data import Grid, Table, tabled
-from kvbench.figures.fit import GAP, WIDTH, fitted
+from kvbench.figures.widths import GAP, WIDTH, fitted
 
 _NEEDS = r"\usepackage{booktabs}"
 _PREAMBLE = rf"""\documentclass{{article}}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from kvbench.figures.data import Grid, Table, notes_of, title_of
-from kvbench.figures.fit import GAP, LABEL_WIDTH, WIDTH, broken, fitted, folded
+from kvbench.figures.widths import GAP, LABEL_WIDTH, WIDTH, broken, fitted, folded
 
 SHADES = " ░▒▓█"
 """From the bad end of a scale to the good one."""

@@ -274,8 +274,11 @@ async def test_the_command_palette_knows_our_commands(finished: Path) -> None:
     app = Dashboard(finished, live=False)
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
-        titles = {command.title for command in app.get_system_commands(app.screen)}
-        assert {"Plot: memory", "Plot: heat map", "Plot: scores", "Next figure", "Sort by KL", "Next theme", "Log", "Help"} <= titles
+        given = {command.title: command.callback for command in app.get_system_commands(app.screen)}
+        assert {"Plot: memory", "Plot: heat map", "Plot: scores", "Next figure", "Sort by KL", "Next theme", "Log", "Help"} <= set(given)
+        for title in ("Plot: memory", "Next figure", "Previous figure", "Log"):
+            await given[title]()
+        assert (app.query_one(PlotPanel).plot, app.query_one(LogPanel).display) == ("memory", True)
 
 
 async def test_a_replay_starts_empty_and_ends_with_the_result(finished: Path) -> None:
