@@ -25,7 +25,8 @@ from test_new_method import install, run, seeing
 from kvbench.authoring import GUIDE, write_package
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.needs import Needs
-from kvbench.instruments.audit import Auditor, Label
+from kvbench.instruments import audit
+from kvbench.instruments.audit import Label
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
 from kvbench.instruments.verify import Sizes, conformance
@@ -178,8 +179,7 @@ def test_every_check_and_label_is_explained() -> None:
     assert len(streaming) == 2
     assert {name.partition(" chunk ")[0] for name in streaming} == {"block = token by token, streaming"}
     assert checks - streaming | {"block = token by token, streaming, chunk 1 and 7"} <= explained
-    audited = set(re.findall(r'"([a-z ]+)": ', inspect.getsource(Auditor.examine) + inspect.getsource(Auditor._judge)))
-    audited |= set(re.findall(r'checks\["([a-z ]+)"\]', inspect.getsource(Auditor._judge)))
+    audited = set(re.findall(r'Check\(\s*"([a-z ]+)"', inspect.getsource(audit)))
     assert len(audited) == 6
     assert audited <= explained
     assert {f"`{label}`" for label in get_args(Label)} <= explained
