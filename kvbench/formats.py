@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -31,6 +32,20 @@ def signed(value: float | None, decimals: int, width: int = 0) -> str:
     if value is None or not math.isfinite(value):
         return fixed(value, decimals)
     return ("-" if value < 0 else "+") + fixed(abs(value), decimals, max(0, width - 1))
+
+
+Write = Callable[[float | None, int, int], str]
+""":func:`fixed` or :func:`signed`."""
+
+
+def interval(low: float | None, high: float | None, decimals: int, width: int = 0, write: Write = signed) -> str:
+    """``[low, high]``, each at most ``width`` wide; empty where an end is not known."""
+    return "" if low is None or high is None else f"[{write(low, decimals, width)}, {write(high, decimals, width)}]"
+
+
+def with_interval(text: str, low: float | None, high: float | None, decimals: int, width: int = 0, write: Write = signed) -> str:
+    """A figure with its interval behind it; the figure alone where none is known."""
+    return f"{text} {interval(low, high, decimals, width, write)}".rstrip()
 
 
 def is_symmetric(value: float, low: float, high: float) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvbench.evaluators.base import BASELINE, Evaluator, Measured, MethodRecords, Stage, Summary, UnitContext, param
 from kvbench.figures import Figure, Table
-from kvbench.formats import NONE, fixed, shorten, signed
+from kvbench.formats import NONE, fixed, shorten, signed, with_interval
 from kvbench.metrics import recorded
 from kvbench.metrics.accuracy import Accuracy, accuracies, cells, measured, table
 from kvbench.metrics.likeness import GRAM, Likeness, visible
@@ -187,8 +187,7 @@ def _token(at: float | None) -> str:
 
 def _shift(text: Likeness) -> str:
     found = mean_interval(list(text.shifts().values()))
-    interval = "" if found.low is None or found.high is None else f" [{signed(found.low, 1)}, {signed(found.high, 1)}]"
-    return signed(found.value, 1) + interval
+    return with_interval(signed(found.value, 1), found.low, found.high, 1)
 
 
 def _worst(texts: Mapping[str, Likeness]) -> Table:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kvbench.figures import Figure, Table
-from kvbench.formats import NONE, fixed, signed
+from kvbench.formats import NONE, fixed, signed, with_interval
 from kvbench.harness.task_scores import Columns, Metric, columns, main_metric, total_bytes
 from kvbench.metrics.accuracy import MARK, Accuracy, accuracies, cells, corrected, measured, table
 from kvbench.metrics.measured import Better, Measured, MethodRecords, Summary
@@ -192,8 +192,7 @@ def _better(metric: Metric) -> Better:
 
 
 def _change(test: Paired) -> str:
-    bounds = "" if test.low is None or test.high is None else f" [{signed(test.low, 3)}, {signed(test.high, 3)}]"
-    return signed(test.difference, 3) + bounds
+    return with_interval(signed(test.difference, 3), test.low, test.high, 3)
 
 
 def seen(facts: Mapping[str, Any], what: str) -> list[str]:

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import TypeVar
 
 from kvbench.figures import Table
-from kvbench.formats import NONE, fixed, signed
+from kvbench.formats import NONE, fixed, signed, with_interval
 from kvbench.metrics.measured import Measured
 from kvbench.metrics.paired import ALPHA, BOOTSTRAP, MCNEMAR, SIGN, Scoring, kind_of, paired, shared
 from kvbench.metrics.stats import RESAMPLES, Interval, holm, mean_interval, wilson_interval
@@ -138,9 +138,8 @@ def cells(found: Accuracy | None) -> tuple[str, str]:
     value = f"{fixed(100 * found.value, 1)} ± {fixed(50 * (found.high - found.low), 1)}"
     if found.difference is None:
         return value, NONE
-    change = signed(100 * found.difference, 1)
-    if found.difference_low is not None and found.difference_high is not None:
-        change += f" [{signed(100 * found.difference_low, 1)}, {signed(100 * found.difference_high, 1)}]"
+    low, high = (None if end is None else 100 * end for end in (found.difference_low, found.difference_high))
+    change = with_interval(signed(100 * found.difference, 1), low, high, 1)
     return value, change + (MARK if found.is_shown_to_differ else "")
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from kvbench.compare.sides import side_of
 from kvbench.figures import Table
-from kvbench.formats import NONE, fixed, signed
+from kvbench.formats import NONE, fixed, signed, with_interval
 from kvbench.published import Entry, load
 from kvbench.published.differences import differences, setting
 from kvbench.published.ours import Ours, change_of, find, half_step, in_points
@@ -164,10 +164,7 @@ def _changed(entry: Entry, change: float) -> str:
 def _own_change(entry: Entry, ours: Ours) -> str:
     if ours.change is None:
         return NONE
-    change = _changed(entry, ours.change)
-    if ours.change_low is None or ours.change_high is None:
-        return change
-    return f"{change} [{signed(ours.change_low, 2)}, {signed(ours.change_high, 2)}]"
+    return with_interval(_changed(entry, ours.change), ours.change_low, ours.change_high, 2)
 
 
 def _notes(held: Sequence[Beside], sources: Mapping[str, str], left_out: int) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kvbench.evaluators.registered import evaluators_of
 from kvbench.figures import Table
-from kvbench.formats import MIB, NONE, TIMES, duration, fixed, is_symmetric, signed, size
+from kvbench.formats import MIB, NONE, TIMES, duration, fixed, is_symmetric, signed, size, with_interval
 from kvbench.metrics import factors
 from kvbench.metrics.row import Row
 from kvbench.models.shape import ITEM_SIZES, Shape, cache_bytes_per_token
@@ -74,20 +74,17 @@ def _text(value: float | None, decimals: int, scale: float = 1.0) -> str | None:
 def _perplexity(row: Row) -> str | None:
     if row.perplexity is None:
         return None
-    if row.perplexity_low is None or row.perplexity_high is None:
-        return fixed(row.perplexity, 2, CELL)
-    if is_symmetric(row.perplexity, row.perplexity_low, row.perplexity_high):
-        return f"{fixed(row.perplexity, 2, CELL)} ± {fixed((row.perplexity_high - row.perplexity_low) / 2, 2, CELL - 1)}"
-    return f"{fixed(row.perplexity, 2, CELL)} [{fixed(row.perplexity_low, 2, CELL)}, {fixed(row.perplexity_high, 2, CELL)}]"
+    text, low, high = fixed(row.perplexity, 2, CELL), row.perplexity_low, row.perplexity_high
+    if low is not None and high is not None and is_symmetric(row.perplexity, low, high):
+        return f"{text} ± {fixed((high - low) / 2, 2, CELL - 1)}"
+    return with_interval(text, low, high, 2, CELL, fixed)
 
 
 def _delta(row: Row) -> str | None:
     if row.delta_pct is None:
         return None
-    mark = f" {WITHIN}" if row.within_rounding else ""
-    if row.delta_low is None or row.delta_high is None:
-        return signed(row.delta_pct, 2, CELL) + mark
-    return f"{signed(row.delta_pct, 2, CELL)} [{signed(row.delta_low, 2, CELL)}, {signed(row.delta_high, 2, CELL)}]{mark}"
+    text = with_interval(signed(row.delta_pct, 2, CELL), row.delta_low, row.delta_high, 2, CELL)
+    return f"{text} {WITHIN}" if row.within_rounding else text
 
 
 def _rounding(row: Row) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from kvbench.figures import Figure, Grid, Table
-from kvbench.formats import NONE, TIMES, fixed, signed
+from kvbench.formats import NONE, TIMES, fixed, signed, with_interval
 from kvbench.metrics.measured import Better, Measured, Summary
 from kvbench.metrics.paired import paired, shared
 from kvbench.spec import BASELINE, ParamValue, RunSpec, SweepSpec, format_value
@@ -208,8 +208,7 @@ def _text(metric: Metric, cell: Cell | None) -> str:
         return NONE
     if metric.key != DELTA:
         return fixed(cell.value * metric.scale, metric.decimals) + metric.suffix
-    value, low, high = (signed(v, metric.decimals, _CELL) for v in (cell.value, cell.low, cell.high))
-    return value if cell.low is None else f"{value} [{low}, {high}]"
+    return with_interval(signed(cell.value, metric.decimals, _CELL), cell.low, cell.high, metric.decimals, _CELL)
 
 
 def _grids(sweep: SweepSpec, family: Family) -> Iterator[Grid]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kvbench.formats import MIB, NONE, TIMES, fixed, is_symmetric, shorten, signed
+from kvbench.formats import MIB, NONE, TIMES, Write, fixed, interval, is_symmetric, shorten, signed
 from kvbench.metrics import factors
 from kvbench.metrics.apart import contenders, is_better
 from kvbench.metrics.measured import NOTHING_YET
@@ -72,7 +72,7 @@ def _memory_title(rows: Sequence[Row]) -> str:
 
 def _column(
     key: str, title: str, width: int, rank: int, value: Callable[[Row], float | None], decimals: int, meaning: str,
-    best: Best | None = None, unit: str = "", write: Callable[[float | None, int, int], str] = fixed, metric: str = "",
+    best: Best | None = None, unit: str = "", write: Write = fixed, metric: str = "",
 ) -> Column:  # fmt: skip
     """A column of figures, with ``unit`` behind each."""
 
@@ -87,7 +87,7 @@ Ends = Callable[[Row], tuple[float | None, float | None, float | None]]
 """A figure and the ends of its interval."""
 
 
-def _interval(of: str, rank: int, rows: Sequence[Row], ends: Ends, write: Callable[[float | None, int, int], str] = fixed) -> Column:
+def _interval(of: str, rank: int, rows: Sequence[Row], ends: Ends, write: Write = fixed) -> Column:
     """A 95 % interval beside its figure: half of it, or both ends where it is not symmetric."""
 
     def text(row: Row) -> str:
@@ -96,7 +96,7 @@ def _interval(of: str, rank: int, rows: Sequence[Row], ends: Ends, write: Callab
             return ""
         if is_symmetric(value, low, high):
             return f"±{fixed((high - low) / 2, 2, 5)}"
-        return f"[{write(low, 2, 5)}, {write(high, 2, 5)}]"
+        return interval(low, high, 2, 5, write)
 
     width = max([len(text(row)) for row in rows] + [6])
     return Column(f"{of}_ci", "95 %", width, rank, lambda _: None, text, meaning="its 95 % interval; ± is half of it", beside=True)

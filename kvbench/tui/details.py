@@ -10,7 +10,7 @@ from rich.style import Style
 from rich.text import Text
 
 from kvbench.errors import KvbenchError
-from kvbench.formats import NONE, fixed, shorten, signed, size
+from kvbench.formats import NONE, fixed, interval, shorten, signed, size
 from kvbench.metrics.measured import NOTHING_YET
 from kvbench.metrics.row import Row
 from kvbench.record.state import MethodState
@@ -75,8 +75,8 @@ def _error(method: MethodState, palette: Palette, width: int) -> Text | None:
 def _figures(row: Row, palette: Palette, width: int) -> Text | None:
     """Whole intervals, which the table has no room for."""
     pairs = [
-        ("perplexity", fixed(row.perplexity, 3), _interval(row.perplexity_low, row.perplexity_high, ""), row.perplexity),
-        ("ΔPPL", f"{signed(row.delta_pct, 2)} %", _interval(row.delta_low, row.delta_high, "+"), row.delta_pct),
+        ("perplexity", fixed(row.perplexity, 3), interval(row.perplexity_low, row.perplexity_high, 2, write=fixed), row.perplexity),
+        ("ΔPPL", f"{signed(row.delta_pct, 2)} %", interval(row.delta_low, row.delta_high, 2), row.delta_pct),
         ("rounding", f"{fixed(row.rounding_pct, 3)} %", _rounded(row), row.rounding_pct),
         ("TTFT", f"{fixed((row.ttft_s or 0) * 1000, 1)} ms", "", row.ttft_s),
         ("decode", f"{fixed(row.tokens_per_s, 1)} tok/s", _path(row), row.other_read_path or row.roofline_fraction),
@@ -114,13 +114,6 @@ def _rounded(row: Row) -> str:
     """What rounding alone moves, and whether the change is more than that."""
     found = "of perplexity" if row.rounding_kl is None else f"of perplexity, KL {row.rounding_kl:.1g}"
     return f"{found}; ΔPPL is less" if row.within_rounding else found
-
-
-def _interval(low: float | None, high: float | None, sign: str) -> str:
-    if low is None or high is None:
-        return ""
-    write = signed if sign else fixed
-    return f"[{write(low, 2)}, {write(high, 2)}]"
 
 
 def _audit(method: MethodState, palette: Palette, width: int) -> Text | None:
