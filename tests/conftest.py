@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kvbench.instruments.tiny import FAMILIES, make_tiny_config, make_tiny_model
+from kvbench.record.collecting import keep_for_good
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +23,11 @@ pytest_plugins = ("limits",)
 
 if TYPE_CHECKING:
     from kvbench.models.loading import LoadedModel
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays to the end: the many searches for circles to come need not look through it."""
+    keep_for_good()
 
 
 @pytest.fixture

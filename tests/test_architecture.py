@@ -92,29 +92,14 @@ def result(tmp_path: Path) -> str:
 HEAVY = "torch transformers datasets textual"
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["--version"]])
-def test_help_loads_nothing_heavy(argv: list[str]) -> None:
-    assert loaded(*argv, unwanted=f"{HEAVY} rich numpy scipy") == set()
-
-
-@pytest.mark.fast
-@pytest.mark.parametrize("kind", ["methods", "evaluators", "presets", "corpora"])
-def test_list_loads_no_model_library(kind: str) -> None:
-    assert loaded("list", kind, unwanted=HEAVY) == set()
-
-
-@pytest.mark.fast
 def test_compare_loads_nothing_heavy(result: str) -> None:
     assert loaded("compare", result, result, unwanted=f"{HEAVY} rich numpy scipy kvbench.displays.full") == set()
 
 
-@pytest.mark.fast
 def test_show_loads_no_model_library(result: str) -> None:
     assert loaded("show", result, unwanted=HEAVY) == set()
 
 
-@pytest.mark.fast
 def test_the_fused_path_runs_without_triton_where_there_is_no_gpu() -> None:
     """``path=fused`` on a CPU is plain PyTorch. (That Triton is not in ``sys.modules`` would say nothing: torch imports it itself.)"""
     script = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from at_hand import at_hand  # noqa: F401
 from stub_fixtures import STUBS, stubbed  # noqa: F401
 
 from kvbench.cli import COMMANDS, main
@@ -19,6 +20,7 @@ from kvbench.engine.journal import RunFolder, run_names
 from kvbench.errors import ExitCode
 from kvbench.record import results
 
+HEAVY = "torch transformers datasets textual"
 RUN = ["run", "--model", "stub", "--methods", "knorm", "--evals", "counting:ms=2", "--samples", "3"]
 
 
@@ -38,31 +40,40 @@ def kvbench(*args: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "kvbench", *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload, no-any-return]
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize("args", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
-def test_help_works_and_imports_nothing_heavy(args: list[str]) -> None:
+def printed(commands: list[list[str]], unwanted: str) -> list[str]:
+    """What each command prints, one after another in a process that must have loaded nothing unwanted by its end."""
     code = (
-        "import sys; from kvbench.cli import main; code = main(sys.argv[1:]);"
-        "heavy = {'torch', 'transformers', 'textual', 'scipy'} & set(sys.modules);"
-        "sys.exit(code or (f'imported {heavy}' if heavy else 0))"
+        "import contextlib, io, json, sys; from kvbench.cli import main; told = []\n"
+        "for args in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out: assert main(args) == 0, args\n"
+        "    told.append(out.getvalue())\n"
+        "print(json.dumps([told, [m for m in sys.argv[2].split() if m in sys.modules]]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, orjson.dumps(commands).decode(), unwanted]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout
+    told, heavy = orjson.loads(done.stdout)
+    assert heavy == []
+    return list(told)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("kind", ["methods", "evaluators", "presets", "corpora"])
-def test_list_is_readable_by_people_and_programs_without_torch(kind: str) -> None:
-    code = (
-        "import sys; from kvbench.cli import main; code = main(sys.argv[1:]);"
-        "sys.exit(code or 3 * bool({'torch', 'textual'} & set(sys.modules)))"
-    )
-    for extra in ([], ["--format", "json"]):
-        done = subprocess.run([sys.executable, "-c", code, "list", kind, *extra], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    entries = orjson.loads(done.stdout)
-    assert all(entry["name"] and entry["title"] for entry in entries)
+def test_help_works_and_imports_nothing_heavy() -> None:
+    whole, version, *others = printed([["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], f"{HEAVY} rich numpy scipy")
+    assert all(name in whole for name in COMMANDS)
+    assert version.startswith("kvbench ")
+    assert all(text.startswith(f"Usage: kvbench {name} ") for name, text in zip(COMMANDS, others, strict=True))
+
+
+@pytest.mark.fast
+def test_list_is_readable_by_people_and_programs_without_torch() -> None:
+    kinds = ["methods", "evaluators", "presets", "corpora"]
+    told = printed([["list", kind, *more] for kind in kinds for more in ([], ["--format", "json"])], HEAVY)
+    for text, data in zip(told[::2], told[1::2], strict=True):
+        entries = orjson.loads(data)
+        assert entries
+        assert all(entry["name"] and entry["title"] for entry in entries)
+        assert all(entry["name"] in text for entry in entries)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +127,7 @@ def test_a_run_from_start_to_table(here: Path, capsys: pytest.CaptureFixture[str
     assert "nothing is left to do" in again.err
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_json_and_none_keep_stdout_clean(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, "--display", "json"]) == 0
     assert orjson.loads(capsys.readouterr().out)["complete"]
@@ -123,6 +135,7 @@ def test_json_and_none_keep_stdout_clean(here: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_missing_model_has_its_own_exit_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, "--model", "missing"]) == 3
     captured = capsys.readouterr()

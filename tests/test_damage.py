@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from at_hand import at_hand, calm_run  # noqa: F401
 from stub_fixtures import forget_registries, stub_spec, stubbed  # noqa: F401
 
 from kvbench.cli import main
@@ -30,7 +31,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         use_stubs = stubbed.__wrapped__(patch)  # type: ignore[attr-defined]
         next(use_stubs)
         output = tmp_path_factory.mktemp("calm")
-        start.run(stub_spec("ms=0", methods="baseline random knorm", samples=6), output_dir=output, name="calm")
+        calm_run(stub_spec("ms=0", methods="baseline random knorm", samples=6), output, "calm")
         next(use_stubs, None)
     return RunFolder(output / "calm")
 
@@ -101,6 +102,7 @@ def test_without_the_count_of_facts_a_unit_that_touches_damage_is_done_again(cop
     assert sorted(set(copied.state().units) - copied.state().done) == ["counting/1"]
 
 
+@pytest.mark.usefixtures("at_hand")
 @pytest.mark.parametrize("event", ["CorpusLoaded", "AuditRecorded", "UnitStarted", "RecordMade", "UnitFinished", "RunFinished"])
 def test_a_run_with_a_zeroed_page_goes_on_to_the_same_numbers(copied: RunFolder, calm: RunFolder, event: str) -> None:
     raw, lines = (copied.path / EVENTS).read_bytes(), lines_of(copied)
@@ -118,6 +120,7 @@ def test_a_run_with_a_zeroed_page_goes_on_to_the_same_numbers(copied: RunFolder,
         assert (copied.path / EVENTS).read_bytes()[first : first + 600] == bytes(600)
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_what_is_resumed_says_what_it_does_again(copied: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     lines = lines_of(copied)
     at = place(lines, "RecordMade", 4)

@@ -2,11 +2,14 @@
 
 A Python or TOML block whose first line is a path is that file of the package that the page writes; other Python
 blocks share one namespace; shell blocks are commands. ``kvbench run`` is given a tiny model and text, being too slow
-with the model that it takes on its own; the line is otherwise run as it stands.
+with the model that it takes on its own, and ``kvbench verify`` shorter prompts; the lines are otherwise run as they
+stand. A command runs within this process, which forgets the package before it as a new one would: what starting
+processes costs was most of what the page cost.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -14,18 +17,21 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
 import pytest
+from at_hand import at_hand  # noqa: F401
 from stub_fixtures import forget_registries
-from test_new_method import install, run, seeing
+from test_new_method import install
 
 from kvbench.authoring import GUIDE, write_package
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
 from kvbench.caches.needs import Needs
-from kvbench.instruments import audit
+from kvbench.cli import main
+from kvbench.instruments import audit, verify
 from kvbench.instruments.audit import Label
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
@@ -64,6 +70,7 @@ class Reader:
 
     home: Path
     space: dict[str, Any]
+    captured: pytest.CaptureFixture[str]
     output: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -89,30 +96,41 @@ class Reader:
         (self.package / file).write_text(text)
 
     def command(self, line: str) -> None:
-        env = seeing(self.package, self.home / "site")
         words = shlex.split(line, comments=True)
         if line.startswith(PIP):
             install(self.home / words[-1], self.home / "site")
-            forget_registries()
             return
         assert words[0] == "kvbench", line
-        small = SMALL if words[1] == "run" else []
-        self.output[shlex.join(words)] = run(*words, *small, cwd=self.home, env=env).stdout
+        forget()
+        self.captured.readouterr()
+        code = main(words[1:] + (SMALL if words[1] == "run" else []))
+        out, err = self.captured.readouterr()
+        assert code == 0, err
+        self.output[shlex.join(words)] = out
+
+
+def forget() -> None:
+    """The package, its metadata and its files are read anew when they are next asked for."""
+    for name in [name for name in sys.modules if name.startswith("kvbench_token_worth")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    forget_registries()
 
 
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Reader]:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file that is written twice in a second would be read from the first
+    monkeypatch.setattr(verify, "Sizes", partial(Sizes, context=45, continuation=15))
     (tmp_path / "text.txt").write_text("".join(f"Sentence {i} of {i * i % 97} says less than {i % 13} others.\n" for i in range(400)))
     write_model(tmp_path / "tiny")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.syspath_prepend(str(tmp_path / PACKAGE))
     page = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)  # dataclasses look their module up
-    yield Reader(tmp_path, vars(page))
-    forget_registries()
-    for name in [name for name in sys.modules if name.startswith("kvbench_token_worth")]:
-        del sys.modules[name]
+    yield Reader(tmp_path, vars(page), capsys)
+    monkeypatch.undo()
+    forget()
 
 
 def write_model(folder: Path) -> None:
@@ -129,7 +147,7 @@ def write_model(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
-@pytest.mark.timeout(600)  # two conformance suites and three runs, each in a process of its own
+@pytest.mark.usefixtures("at_hand")
 def test_every_block_of_the_page_runs(reader: Reader) -> None:
     for block in blocks(GUIDE):
         reader.follow(block)

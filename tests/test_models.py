@@ -18,8 +18,6 @@ from kvbench.models import sources, weights
 from kvbench.models.shape import Shape, cache_bytes_per_token, check_supported, shape_of
 from kvbench.spec import ModelSpec
 
-pytestmark = pytest.mark.fast
-
 LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 32}
 
 
@@ -145,6 +143,7 @@ def test_a_window_that_no_layer_uses_is_no_reason(config: dict[str, Any]) -> Non
     check_supported(config, 1000)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "gemma", "starcoder2"])
 def test_standard_families_pass_and_load(name: str) -> None:
     sizes = {"num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}
@@ -152,12 +151,14 @@ def test_standard_families_pass_and_load(name: str) -> None:
     assert (loaded.shape.kv_heads, loaded.tokenizer, loaded.info["random_weights"]) == (2, None, True)
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(("name", "reason"), [("bloom", "no rotary"), ("falcon", "cannot be replaced"), ("helium", "interleaved")])
 def test_other_families_are_refused_whatever_their_config_says(name: str, reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
         load_random({**LLAMA, "model_type": name})
 
 
+@pytest.mark.fast
 def test_code_is_checked_where_the_config_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvbench.models import shape
 
@@ -170,6 +171,7 @@ def test_code_is_checked_where_the_config_is_silent(monkeypatch: pytest.MonkeyPa
         load_random({**LLAMA, "model_type": "gpt_oss", "head_dim": 16, "layer_types": ["full_attention"] * 2, **sizes})
 
 
+@pytest.mark.fast
 def test_a_folder_loads_as_it_was_saved(with_tokenizer: Path, tiny_model: Callable[..., Any]) -> None:
     import torch
 
@@ -199,6 +201,7 @@ def test_weights_are_hashed_again_only_when_a_file_changes(saved: Path, monkeypa
     assert len(read) == 2
 
 
+@pytest.mark.fast
 def test_a_checkpoint_that_lacks_weights_is_refused(with_tokenizer: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -210,6 +213,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(with_tokenizer: Path) -> Non
         load(with_tokenizer)
 
 
+@pytest.mark.fast
 def test_a_half_written_checkpoint_is_one_clear_line(with_tokenizer: Path) -> None:
     file = with_tokenizer / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -306,6 +310,7 @@ def test_download_bars_report_bytes_and_draw_nothing(capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.fast
 def test_random_weights_come_from_config_and_seed_alone(tiny_config: Callable[[str], dict[str, Any]], family: str) -> None:
     import torch
 
@@ -319,6 +324,7 @@ def test_random_weights_come_from_config_and_seed_alone(tiny_config: Callable[[s
     assert load_random(tiny_config(family), dtype="bfloat16").model.dtype is torch.bfloat16
 
 
+@pytest.mark.fast
 def test_random_weights_spread_over_devices_equal_a_model_built_in_one_place(tiny_config: Callable[[str], dict[str, Any]]) -> None:
     import torch
     from transformers import AutoConfig
@@ -365,14 +371,15 @@ def test_the_embedded_model_is_what_it_should_be(embedded_model: models.LoadedMo
 @pytest.mark.model
 @pytest.mark.data
 def test_the_embedded_model_reads_wikitext(embedded_model: models.LoadedModel, data_dir: Path) -> None:
+    """The first 384 of 2,048 tokens that it reads at a perplexity of 20.21."""
     import torch
 
     from kvbench.spec import CorpusSpec, RunSpec
     from kvbench.texts.corpora import load_windows
 
-    spec = RunSpec(corpus=CorpusSpec("wikitext2", str(data_dir)), samples=2, context=512, continuation=512)
+    spec = RunSpec(corpus=CorpusSpec("wikitext2", str(data_dir)), samples=1, context=256, continuation=128)
     tokens = load_windows(spec, embedded_model.tokenizer, weights.silent).tokens
     with torch.no_grad():
         scores = embedded_model.model(tokens).logits[:, :-1].log_softmax(-1)
     nll = -scores.gather(2, tokens[:, 1:, None]).mean().item()
-    assert 2.718281828**nll == pytest.approx(20.21, rel=1e-3)
+    assert 2.718281828**nll == pytest.approx(28.11, rel=1e-3)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvbench.compare.align import Pair
@@ -92,6 +92,7 @@ def test_losses_compared_are_those_of_the_table(values: list[tuple[float, float]
 
 
 @pytest.mark.parametrize("lower", [False, True])
+@example(scores=({"0": 0.0, "1": 0.0, "2": 0.0}, {"0": 0.0, "1": 0.0, "2": 7.5e-265}))  # its square is 0
 @given(scores=pairs_of(st.one_of(BINARY, st.floats(0.0, 50.0)), 12))
 def test_other_metrics_compared_are_those_of_their_table(lower: bool, scores: tuple[Scores, Scores]) -> None:
     base, own = (Metric("x,none", of, is_lower_better=lower) for of in scores)

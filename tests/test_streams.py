@@ -30,7 +30,6 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes
     )
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_any_encoding_is_written_to(encoding: str) -> None:
     done = shell(f"{{kvbench}} show {REFERENCE}", PYTHONIOENCODING=encoding)
@@ -46,7 +45,6 @@ def test_a_sign_that_an_encoding_lacks_is_written_by_one_alike() -> None:
     assert "日".encode("ascii", FALLBACK) == rb"\u65e5"
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from at_hand import calm_run
 from stub_fixtures import HOME, forget_registries, stub_spec, stubbed  # noqa: F401
 
 from kvbench.engine import start
@@ -69,7 +70,7 @@ def test_a_run_gives_every_number(tmp_path: Path) -> None:
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     """SIGKILL of the worker, the supervisor, both in turn; each time the run goes on to the same numbers."""
     spec, rng = stub_spec("ms=20", samples=80), random.Random(2)
-    expected = numbers(start.run(spec, output_dir=tmp_path / "undisturbed"))
+    expected = numbers(calm_run(stub_spec("ms=0", samples=80), tmp_path / "undisturbed"))
     folder, kills = begin(spec, tmp_path / "killed"), 0
     while kills < 20 and folder.state().status != "finished":
         time.sleep(rng.uniform(0.1, 0.7))
@@ -136,7 +137,7 @@ def test_a_method_that_kills_its_worker_is_blamed_and_the_rest_goes_on(tmp_path:
 
 
 def test_one_crash_is_forgiven(tmp_path: Path) -> None:
-    calm = start.run(stub_spec(), output_dir=tmp_path / "calm")
+    calm = calm_run(stub_spec(), tmp_path / "calm")
     once = start.run(stub_spec(f"fault=SIGABRT,method=int8,index=2,times=1,tally={tmp_path}/tally"), output_dir=tmp_path / "once")
     assert calm["records"] == once["records"]
     assert status_of(once)["int8"] == "done"
@@ -149,14 +150,17 @@ def test_a_unit_in_which_the_baseline_kills_the_worker_is_left_out(tmp_path: Pat
     assert all(row["total_tokens"] == 3 and row["status"] == "done" for row in result["results"])
 
 
-@pytest.mark.parametrize(("fault", "kind"), [("raise", "ValueError"), ("nan", "not finite"), ("memory", "out of memory")])
-def test_a_methods_failure_is_its_row_and_not_the_runs_end(tmp_path: Path, fault: str, kind: str) -> None:
-    result = start.run(stub_spec(f"fault={fault},method=knorm,index=1"), output_dir=tmp_path)
+def test_methods_failures_are_their_rows_and_not_the_runs_end(tmp_path: Path) -> None:
+    result = start.run(
+        stub_spec("fault=raise+nan+memory,method=random+knorm+int4,index=1", "baseline random knorm int4 int8"), output_dir=tmp_path
+    )
     rows = {row["method"]: row for row in result["results"]}
-    assert (rows["knorm"]["status"], rows["knorm"]["error_kind"]) == ("failed", kind)
-    assert "\n" not in rows["knorm"]["error"]
-    assert rows["knorm"]["total_tokens"] == 1
-    assert rows["int8"]["total_tokens"] == 4
+    failed = {"random": "ValueError", "knorm": "not finite", "int4": "out of memory"}
+    for method, kind in failed.items():
+        assert (rows[method]["status"], rows[method]["error_kind"]) == ("failed", kind)
+        assert "\n" not in rows[method]["error"]
+        assert rows[method]["total_tokens"] == 1
+    assert rows["int8"]["total_tokens"] == rows["baseline"]["total_tokens"] == 4
 
 
 def test_a_baseline_that_fails_ends_the_run_with_a_partial_result(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_a_worker_that_never_gets_to_work_is_given_up(tmp_path: Path) -> None:
 
 def test_stopping_keeps_what_is_finished_and_resuming_ends_with_the_same_numbers(tmp_path: Path) -> None:
     spec = stub_spec("ms=30")
-    expected = numbers(start.run(spec, output_dir=tmp_path / "whole"))
+    expected = numbers(calm_run(spec, tmp_path / "whole"))
     folder = begin(spec, tmp_path / "stopped")
     wait_for(folder, ev.UnitFinished, 2)
     start.stop(folder)
@@ -265,7 +269,7 @@ def test_a_real_tiny_model_survives_kills(tmp_path: Path, monkeypatch: pytest.Mo
     model = ModelSpec(id="tiny", random_weights=True, config=make_tiny_config("qwen2"), device="cpu", dtype="float32")
     methods = tuple(MethodSpec.parse(m) for m in ("baseline", "random", "knorm", "int8"))
     spec = RunSpec(model=model, methods=methods, evaluators=(EvaluatorSpec("memory"),), context=32, continuation=8, samples=1)
-    calm = start.run(spec, output_dir=tmp_path / "calm")
+    calm = calm_run(spec, tmp_path / "calm")
     assert calm["complete"]
     folder = begin(spec, tmp_path / "killed")
     wait_for(folder, ev.ModelLoaded)

@@ -29,18 +29,13 @@ from kvbench.errors import ExitCode, KvbenchError, RunFailed
 from kvbench.evaluators.base import Evaluator
 from kvbench.evaluators.registered import evaluators_of
 from kvbench.record import events as ev
+from kvbench.record.collecting import keep_for_good
 from kvbench.record.state import RunState, replay
 from kvbench.spec import BASELINE, Unit
 from kvbench.texts.windows import oddities
 
 if TYPE_CHECKING:
     from kvbench.instruments.session import Session
-
-
-def keep_for_good() -> None:
-    """What is held now is held to the end: circles are then looked for among newer objects alone, in milliseconds a unit."""
-    gc.collect()
-    gc.freeze()
 
 
 def work(state: RunState, emit: Emitter, apart: Set[str] = frozenset()) -> None:

@@ -30,6 +30,8 @@ ALPHA = 0.05
 """A difference is shown where p lies below this."""
 EQUAL = 1e-12
 """Differences this small, relative to the values, are float64's own."""
+TINY = 1e-150
+"""Differences this small have squares that float64 cannot hold, so that they would seem not to spread."""
 MCNEMAR, BOOTSTRAP, STUDENT, SIGN = "McNemar", "paired bootstrap", "paired t", "sign"
 Kind = Literal["answers", "graded", "loss"]
 _USUAL: Mapping[Kind, str] = {"answers": MCNEMAR, "graded": BOOTSTRAP, "loss": STUDENT}
@@ -93,7 +95,7 @@ def paired(before: Sequence[float], after: Sequence[float], kind: Kind) -> Paire
         raise ValueError(f"paired values need the same samples, at least one: {len(before)} against {len(after)}")
     if kind == "answers":
         return _answers(before, after)
-    noise = EQUAL * max(map(abs, chain(before, after)))
+    noise = max(TINY, EQUAL * max(map(abs, chain(before, after))))
     differences = [b - a for a, b in zip(before, after, strict=True)]
     if max(map(abs, differences)) <= noise:
         differences = [0.0] * len(differences)

@@ -17,9 +17,10 @@ import torch
 from benching import arguments, closing, option, picked, resident, table, talk
 from opening import heard, opened, with_random_text
 
-from kvbench.engine.worker import do, keep_for_good
+from kvbench.engine.worker import do
 from kvbench.evaluators.perplexity import Perplexity
 from kvbench.formats import MIB
+from kvbench.record.collecting import keep_for_good
 from kvbench.spec import ModelSpec
 
 ALLOWED = 50 * MIB

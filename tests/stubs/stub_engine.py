@@ -50,7 +50,10 @@ def sign(text: str) -> float:
 
 @dataclass(frozen=True)
 class Counting(Evaluator):
-    """``fault`` happens in ``method`` at unit ``index``, at most ``times`` times (counted in the file ``tally``)."""
+    """``fault`` happens in ``method`` at unit ``index``, at most ``times`` times (counted in the file ``tally``).
+
+    Several, joined by +, happen each in its own of as many methods.
+    """
 
     name: ClassVar[str] = "counting"
     title: ClassVar[str] = "Counts."
@@ -72,8 +75,9 @@ class Counting(Evaluator):
     def _measure(self, unit: Unit, label: str, context: UnitContext) -> None:
         time.sleep(self.ms / 1000)
         value = sign(f"{label} {unit.index}")
-        if self.fault and label == self.method and unit.index == self.index and self._is_due():
-            value = self._fail(value)
+        fault = dict(zip(self.method.split("+"), self.fault.split("+"), strict=True)).get(label)
+        if fault and unit.index == self.index and self._is_due():
+            value = self._fail(fault, value)
         context.record(label, str(unit.index), {"value": value, "tokens": 1})
 
     def _is_due(self) -> bool:
@@ -84,17 +88,17 @@ class Counting(Evaluator):
         tally.write_text(str(seen + 1))
         return seen < self.times
 
-    def _fail(self, value: float) -> float:
-        if self.fault == "nan":
+    def _fail(self, fault: str, value: float) -> float:
+        if fault == "nan":
             return value * float("nan")
-        if self.fault == "raise":
+        if fault == "raise":
             raise ValueError("a broken method\nwith two lines")
-        if self.fault == "memory":
+        if fault == "memory":
             raise MemoryError("no room")
-        if self.fault in stub_faults.FAULTS:
-            stub_faults.FAULTS[self.fault]()
+        if fault in stub_faults.FAULTS:
+            stub_faults.FAULTS[fault]()
             return value
-        os.kill(os.getpid(), getattr(signal, self.fault))
+        os.kill(os.getpid(), getattr(signal, fault))
         time.sleep(60)
         return value
 
