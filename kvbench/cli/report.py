@@ -28,7 +28,8 @@ _BY_NAME = {".html": "html", ".htm": "html", ".md": "markdown", ".tex": "latex",
 def report(run: str, output_dir: Path, form: str | None, out: Path | None) -> None:
     """Write all that a run found: its tables with intervals, heat maps, audit, published figures, failures.
 
-    RUN is a run's folder, its name under --output-dir, or a result file. HTML is one file that needs no other.
+    RUN is a run's folder, its name under --output-dir, or a result file. HTML is one file that needs no other, LaTeX a document
+    that pdflatex sets as it is; CSV has the tables one under the other.
 
     \b
     kvbench report 2026-11-22_14-03-05_smollm2 -o report.html
