@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
+from making import draw
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
@@ -15,14 +15,8 @@ from kvbench.caches.layer import LayerContext, TokenView
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.rope import Rope
-from kvbench.methods.base import resolve
-from kvbench.spec import MethodSpec, RunSpec
 
 HEADS, KV_HEADS, DIM, SCALING = 4, 2, 8, 0.3
-
-
-def some(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def tables(x: Tensor, positions: Tensor, rotary: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -44,8 +38,8 @@ def rotation(used: Rope | None, position: int) -> Tensor:
 
 def view(total: int, window: int, used: Rope | None, *, batch: int = 1, seed: int = 0) -> tuple[TokenView, Tensor]:
     """A prompt whose keys carry RoPE, and its keys without."""
-    flat, v = some(batch, KV_HEADS, total, DIM, seed=seed), some(batch, KV_HEADS, total, DIM, seed=seed + 1)
-    q = 2 * some(batch, HEADS, total, DIM, seed=seed + 2)
+    flat, v = draw(batch, KV_HEADS, total, DIM, seed=seed), draw(batch, KV_HEADS, total, DIM, seed=seed + 1)
+    q = 2 * draw(batch, HEADS, total, DIM, seed=seed + 2)
     k = flat if used is None else used.rotate(flat, 0)
     q = q if used is None else used.rotate(q, 0)
     observer = Observer(Needs(window=window), SCALING)
@@ -83,12 +77,12 @@ def naive_pairs(mass: list[float], merges: int) -> list[int]:
 @pytest.mark.parametrize("merges", [0, 1, 7, 20, 39])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_lowest_pairs_are_joined_one_after_the_other(merges: int, seed: int) -> None:
-    mass = some(40, seed=seed).square().tolist() if seed else [1.0] * 40  # all ties, once
+    mass = draw(40, seed=seed).square().tolist() if seed else [1.0] * 40  # all ties, once
     assert lowest_pairs(mass, merges) == naive_pairs(mass, merges)
 
 
 def test_sums_over_runs() -> None:
-    x, sizes = some(2, 3, 6, 4, seed=0), torch.tensor([[1, 3, 2], [2, 2, 2]], dtype=torch.int32)
+    x, sizes = draw(2, 3, 6, 4, seed=0), torch.tensor([[1, 3, 2], [2, 2, 2]], dtype=torch.int32)
     summed = sums(x, sizes)
     for row, edges in enumerate(([0, 1, 4, 6], [0, 2, 4, 6])):
         for entry in range(3):
@@ -129,7 +123,7 @@ def test_what_is_stored_and_read_is_what_the_equations_give(used: Rope | None, w
     sizes = [1] * sinks + sizes + [1] * window
     assert made.counts.view()[0, 0, :, 0].tolist() == sizes
     everything = fisher(prompt, probs, slice(0, total))
-    q_new, k_new, v_new = some(1, HEADS, 2, DIM, seed=9), some(1, KV_HEADS, 2, DIM, seed=10), some(1, KV_HEADS, 2, DIM, seed=11)
+    q_new, k_new, v_new = draw(1, HEADS, 2, DIM, seed=9), draw(1, KV_HEADS, 2, DIM, seed=10), draw(1, KV_HEADS, 2, DIM, seed=11)
     made.append(k_new, v_new)
     out = made.attend(q_new)
     for kv in range(KV_HEADS):
@@ -158,7 +152,7 @@ def test_values_lose_nothing_where_neighbours_have_one_key(monkeypatch: pytest.M
     prompt = replace(prompt, keys=prompt.keys[:, :, torch.arange(31) // 3 * 3])
     made = layer(prompt, 1 - 11 / 31, 1, 0)
     assert made.length == 11
-    q, k, v = some(1, HEADS, 1, DIM, seed=6), some(1, KV_HEADS, 1, DIM, seed=7), some(1, KV_HEADS, 1, DIM, seed=8)
+    q, k, v = draw(1, HEADS, 1, DIM, seed=6), draw(1, KV_HEADS, 1, DIM, seed=7), draw(1, KV_HEADS, 1, DIM, seed=8)
     made.append(k, v)
     out = made.attend(q)
     for head in range(HEADS):
@@ -202,8 +196,4 @@ def test_a_key_that_no_query_sees_weighs_as_its_neighbours() -> None:
     prompt.keys[:, :, 3:9] = -1e4 * prompt.observed.window[:, ::2, -1:].sign()
     made = layer(prompt, 0.5, 2, 1)
     assert bool(made.keys_store.buffer.view().isfinite().all())
-    assert bool(made.attend(some(1, HEADS, 1, DIM, seed=3)).isfinite().all())
-
-
-def method(text: str) -> Any:
-    return resolve(MethodSpec.parse(text), RunSpec())
+    assert bool(made.attend(draw(1, HEADS, 1, DIM, seed=3)).isfinite().all())

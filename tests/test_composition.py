@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from making import method_of
 
 from kvbench.errors import UnknownName, UsageError
-from kvbench.methods.base import expand, resolve
+from kvbench.methods.base import expand
 from kvbench.spec import MethodSpec, RunSpec, split_list
 
 pytestmark = pytest.mark.fast
-
-
-def made(text: str) -> object:
-    return resolve(MethodSpec.parse(text), RunSpec())
 
 
 @pytest.mark.parametrize(
@@ -22,7 +19,7 @@ def made(text: str) -> object:
 def test_a_label_is_what_was_written(text: str) -> None:
     spec = MethodSpec.parse(text)
     assert spec.label == text
-    assert made(text).label == text  # type: ignore[attr-defined]
+    assert method_of(text).label == text  # type: ignore[attr-defined]
     assert (spec.store is not None) == ("+" in text)
     assert split_list(f"tova,{text},int8") == ["tova", text, "int8"]
 
@@ -55,7 +52,7 @@ def test_both_sides_are_in_the_run_and_in_its_file() -> None:
 )
 def test_what_makes_no_sense_is_refused_with_what_does(text: str, says: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        made(text)
+        method_of(text)
     assert says in caught.value.message
     assert hint in (caught.value.hint or "")
 
@@ -68,9 +65,9 @@ def test_unknown_names_on_either_side() -> None:
 
 
 def test_the_first_value_needs_no_name() -> None:
-    assert made("knorm:0.75").compression_ratio == 0.75  # type: ignore[attr-defined]
+    assert method_of("knorm:0.75").compression_ratio == 0.75  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="gives 'compression_ratio' twice"):
-        made("knorm:0.75,compression_ratio=0.5")
+        method_of("knorm:0.75,compression_ratio=0.5")
 
 
 @pytest.mark.parametrize("text", ["snapkv+int4", "adakv+int4", "streaming_llm+kivi:bits=2,group=8,residual=16"])
@@ -80,13 +77,13 @@ def test_stored_bytes_are_those_of_the_kept_tokens_quantised(text: str) -> None:
 
     shape = Shape(2, 4, 2, 64, 256, 128, 4096)
     keeper, storer = text.split("+")
-    both = expected_bytes(made(text), shape, 1024)  # type: ignore[arg-type]
-    half = expected_bytes(made(storer), shape, 512)  # type: ignore[arg-type]
+    both = expected_bytes(method_of(text), shape, 1024)  # type: ignore[arg-type]
+    half = expected_bytes(method_of(storer), shape, 512)  # type: ignore[arg-type]
     assert both is not None
     assert half is not None
     lengths = 32 * 16 * shape.layers * shape.kv_heads  # counters: ragged heads have their own
     assert half <= both <= half + lengths
-    assert both < expected_bytes(made(keeper), shape, 1024)  # type: ignore[arg-type,operator]
+    assert both < expected_bytes(method_of(keeper), shape, 1024)  # type: ignore[arg-type,operator]
 
 
 def test_a_composition_reads_what_the_storer_reads_of_the_kept_tokens() -> None:
@@ -97,7 +94,7 @@ def test_a_composition_reads_what_the_storer_reads_of_the_kept_tokens() -> None:
 
     context = LayerContext(0, 1, 4, 2, 16, torch.float64)
     keys, values = torch.randn(2, 1, 2, 40, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    layer, plain = made("knorm+int4:group=8").layer(context), made("int4:group=8").layer(context)  # type: ignore[attr-defined]
+    layer, plain = method_of("knorm+int4:group=8").layer(context), method_of("int4:group=8").layer(context)  # type: ignore[attr-defined]
     view = prompt_view(keys, values, 0.25, Observer(layer.needs, 0.25), context)
     layer.adopt(view)
     plain.adopt(view.at(best_tokens(-keys.norm(dim=-1), 20)))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from making import method_of
 from torch import Tensor
 
 from kvbench.caches.cache import CacheOptions, Geometry, use_kvbench_attention
@@ -22,10 +23,9 @@ from kvbench.instruments.protocol import Runner
 from kvbench.instruments.tiny import make_tiny_model
 from kvbench.instruments.verify import Sizes, conformance
 from kvbench.methods.adakv import AdaKV
-from kvbench.methods.base import Eviction, Method, resolve
+from kvbench.methods.base import Eviction, Method
 from kvbench.methods.composed import Composed
 from kvbench.methods.think import ThinK
-from kvbench.spec import MethodSpec, RunSpec
 
 pytestmark = pytest.mark.fast
 CONTEXT, CONTINUATION = 100, 12
@@ -85,17 +85,13 @@ class Channels(ThinK):
         return self.by(prompt)  # type: ignore[no-any-return]
 
 
-def named(text: str) -> Method:
-    return resolve(MethodSpec.parse(text), RunSpec())
-
-
 PATHS: dict[str, tuple[Callable[[Score], Method], str]] = {
     "prompt": (lambda by: Scored(by=by), "prefill"),
     "streaming": (lambda by: Scored(by=by), "streaming"),
-    "composed": (lambda by: Composed(Scored(by=by), named("int4")), "prefill"),
-    "composed, streaming": (lambda by: Composed(Scored(by=by), named("int4")), "streaming"),
+    "composed": (lambda by: Composed(Scored(by=by), method_of("int4")), "prefill"),
+    "composed, streaming": (lambda by: Composed(Scored(by=by), method_of("int4")), "streaming"),
     "head-wise": (lambda by: HeadWise(by=by), "prefill"),
-    "head-wise, composed": (lambda by: Composed(HeadWise(by=by), named("int4")), "prefill"),
+    "head-wise, composed": (lambda by: Composed(HeadWise(by=by), method_of("int4")), "prefill"),
 }  # fmt: skip
 
 
@@ -238,12 +234,12 @@ CHANGES: dict[str, Callable[[TokenView], Any]] = {
 class Watching(Scored):
     @property
     def needs(self) -> Any:
-        return named("snapkv:window=8").needs
+        return method_of("snapkv:window=8").needs
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_prompt_fails_its_row_and_no_other(change: str, model: Any) -> None:
-    walk, method = runner(model), named("snapkv:window=8")
+    walk, method = runner(model), method_of("snapkv:window=8")
     prompt = walk.prefill(tokens()[:, : 2 * CONTEXT], method.needs)
     want = walk.continuation(prompt, walk.compress(method, prompt), tokens()[:, 2 * CONTEXT :])
     with pytest.raises(MethodError, match="changed the prompt"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from making import method_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,8 +28,6 @@ from kvbench.fused.oracle import normed, turned
 from kvbench.fused.storage import NotFused
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.tiny import make_tiny_config, make_tiny_model
-from kvbench.methods.base import Method, resolve
-from kvbench.spec import MethodSpec, RunSpec
 
 PROMPT, STEPS, RESERVE = 21, 12, 16
 
@@ -117,10 +116,6 @@ def runner_of(model: Any, label: str = "baseline") -> Runner:
     geometry, names = Geometry.of(model), method_of(label).artefacts
     artefacts = provide(names, model, geometry, prompt(1, 256)[0], weights_hash=None, folder=None, stage=lambda *_: None)
     return Runner(model, geometry, artefacts, CacheOptions())
-
-
-def method_of(label: str) -> Method:
-    return resolve(MethodSpec.parse(label), RunSpec())
 
 
 def prompt(rows: int, length: int = PROMPT) -> Tensor:

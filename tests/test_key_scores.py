@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
+from making import method_of
 from torch import Tensor
 
 from kvbench.caches.evicted import best_tokens
 from kvbench.caches.layer import LayerContext, prompt_view
 from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
-from kvbench.methods.base import resolve
-from kvbench.spec import MethodSpec, RunSpec
 
 HEADS, SIZE = 2, 6
-
-
-def made(text: str) -> Any:
-    return resolve(MethodSpec.parse(text), RunSpec())
 
 
 def context(layer: int = 0, layers: int = 4) -> LayerContext:
@@ -30,7 +24,7 @@ def context(layer: int = 0, layers: int = 4) -> LayerContext:
 
 def scores(text: str, keys: Tensor, values: Tensor) -> Tensor:
     view = prompt_view(keys, values, SIZE**-0.5, Observer(Needs(), SIZE**-0.5), context())
-    return made(text).score(view)  # type: ignore[no-any-return]
+    return method_of(text).score(view)  # type: ignore[no-any-return]
 
 
 def drawn(tokens: int) -> tuple[Tensor, Tensor]:
@@ -113,7 +107,7 @@ def plain_budget(tokens: int, ratio: float, layer: int, layers: int, window: int
 @pytest.mark.parametrize("ratio", [0.0, 0.25, 0.5, 0.75, 0.9])
 @pytest.mark.parametrize(("window", "beta"), [(64, 20), (8, 20), (8, 2), (16, 1)])
 def test_pyramidkv_budgets_are_kvpress_s(tokens: int, ratio: float, window: int, beta: int) -> None:
-    method = made(f"pyramidkv:compression_ratio={ratio},window={window},beta={beta}")
+    method = method_of(f"pyramidkv:compression_ratio={ratio},window={window},beta={beta}")
     budgets = [method.kept(tokens, context(layer, 30)) for layer in range(30)]
     assert budgets == [plain_budget(tokens, ratio, layer, 30, window, beta) for layer in range(30)]
     assert budgets == sorted(budgets, reverse=True)
@@ -122,10 +116,10 @@ def test_pyramidkv_budgets_are_kvpress_s(tokens: int, ratio: float, window: int,
 
 @pytest.mark.parametrize(("ratio", "tokens"), [(0.5, 128), (0.75, 5120), (0.9, 12800)])
 def test_pyramidkv_says_below_which_length_its_layers_keep_alike(ratio: float, tokens: int) -> None:
-    method = made(f"pyramidkv:compression_ratio={ratio}")
+    method = method_of(f"pyramidkv:compression_ratio={ratio}")
     for length, alike in ((tokens - 1, True), (tokens + 1, False)):
         assert (method.kept(length, context(0, 30)) == method.kept(length, context(29, 30))) == alike
 
 
 def test_pyramidkv_of_one_layer_keeps_the_mean() -> None:
-    assert made("pyramidkv").kept(512, context(0, 1)) == 256
+    assert method_of("pyramidkv").kept(512, context(0, 1)) == 256

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from making import draw, method_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,21 +29,12 @@ from kvbench.cli import main
 from kvbench.errors import ModelError, UsageError
 from kvbench.instruments.tiny import make_tiny_model
 from kvbench.instruments.verify import Sizes, _Bench, _on_tiny
-from kvbench.methods.base import resolve
-from kvbench.spec import MethodSpec, RunSpec
+from kvbench.spec import MethodSpec
 
 pytestmark = pytest.mark.fast
 B, HKV, G, D, HIDDEN = 2, 2, 3, 8, 12
 NAME = "surrogate:linear"
 EXAMPLE = torch.randint(3, 128, (512,), generator=torch.Generator().manual_seed(3))
-
-
-def made(text: str) -> Any:
-    return resolve(MethodSpec.parse(text), RunSpec())
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 # Which tokens a query sees ------------------------------------------------------------------------------------------
@@ -127,7 +119,7 @@ def test_a_score_at_the_threshold_is_kept() -> None:
 
 
 def test_the_trial_drops_some_tokens_and_keeps_some(family: str) -> None:
-    method = made(made("kvzap").trial)
+    method = method_of(method_of("kvzap").trial)
     bench = _Bench(method, family, Sizes())
     _, cache = bench.scored(bench.runner(), bench.tokens)
     least, most = 2 * 2 * 4 * method.window, 2 * 2 * 4 * 290
@@ -135,7 +127,7 @@ def test_the_trial_drops_some_tokens_and_keeps_some(family: str) -> None:
 
 
 def test_verify_tries_it_where_it_finds_something_to_drop() -> None:
-    assert _on_tiny(MethodSpec.parse("kvzap")).label == made("kvzap").trial
+    assert _on_tiny(MethodSpec.parse("kvzap")).label == method_of("kvzap").trial
     assert _on_tiny(MethodSpec.parse("kvzap:window=8")).label == "kvzap:window=8"
     assert _on_tiny(MethodSpec.parse("knorm")).label == "knorm"
 
@@ -411,7 +403,7 @@ def test_calibrate_knows_one_method(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_folder_without_weights_is_refused_before_any_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must be a folder that is there"):
-        made(f"kvzap:surrogate={tmp_path / 'none'}")
+        method_of(f"kvzap:surrogate={tmp_path / 'none'}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(UsageError, match=r"must hold a \.safetensors file"):
-        made(f"kvzap:surrogate={tmp_path}")
+        method_of(f"kvzap:surrogate={tmp_path}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from making import method_of
 from torch import Tensor
 
 from kvbench.caches import folding
@@ -19,9 +20,7 @@ from kvbench.caches.ranks import heads_in_group
 from kvbench.calibration import provide
 from kvbench.instruments.protocol import Runner
 from kvbench.instruments.tiny import make_tiny_model
-from kvbench.methods.base import Method, resolve
 from kvbench.models.shape import Shape
-from kvbench.spec import MethodSpec, RunSpec
 
 TEXT = torch.randint(3, 128, (512,), generator=torch.Generator().manual_seed(5))
 TOKENS = torch.randint(3, 128, (2, 60), generator=torch.Generator().manual_seed(6))
@@ -31,10 +30,6 @@ FOLDING = [
     "v_lowrank", "v_lowrank:rank=5", "v_lowrank:rank=16", "v_lowrank:basis=random,rank=3", "v_lowrank:energy=0.8,per_layer=true",
     "v_lowrank:bits=8", "orthogonal:v_rank=7", "palu", "palu:rank=7", "palu:bits=3,rank=4", "palu:group_heads=1,v_rank=3,bits=8",
 ]  # fmt: skip
-
-
-def method_of(label: str) -> Method:
-    return resolve(MethodSpec.parse(label), RunSpec())
 
 
 def made(kind: str) -> Any:

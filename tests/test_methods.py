@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from making import method_of
 
 from kvbench.errors import UnknownName, UsageError
-from kvbench.methods.base import METHODS, expand, must_divide, resolve
+from kvbench.methods.base import METHODS, expand, must_divide
 from kvbench.models.shape import Shape
-from kvbench.spec import CONTROLS, MethodSpec, RunSpec
+from kvbench.spec import CONTROLS
 
 pytestmark = pytest.mark.fast
 SHAPE = Shape(layers=2, heads=4, kv_heads=2, head_dim=64, hidden_size=256, vocab_size=128, max_positions=2048)
-
-
-def made(text: str, **run: Any) -> Any:
-    return resolve(MethodSpec.parse(text), RunSpec(**run))
 
 
 NUMBERS = [
@@ -30,7 +25,7 @@ NUMBERS = [
 @pytest.mark.parametrize(("name", "key"), NUMBERS)
 def test_no_number_may_be_anything(name: str, key: str) -> None:
     with pytest.raises(UsageError, match=rf"method '{name}:{key}=-7.*': .*{key}=-7(\.0)?; it ") as caught:
-        made(f"{name}:{key}=-7")
+        method_of(f"{name}:{key}=-7")
     assert caught.value.hint == "kvbench list methods"
 
 
@@ -51,7 +46,7 @@ def test_no_number_may_be_anything(name: str, key: str) -> None:
     ],
 )
 def test_a_value_that_does_not_fit_the_model_is_answered_with_the_nearest(text: str, head_dim: int, says: str) -> None:
-    method = made(text)
+    method = method_of(text)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words are compared below)
         method.check(Shape(2, 4, 2, head_dim, 4 * head_dim, 128, 2048))
     assert str(caught.value) == says
@@ -60,7 +55,7 @@ def test_a_value_that_does_not_fit_the_model_is_answered_with_the_nearest(text: 
 @pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "kvpress"])  # it has no default: a press must be named
 def test_every_default_and_variant_fits_an_ordinary_head(name: str) -> None:
     for text in (name, *METHODS.load(name).variants):
-        method = made(text)
+        method = method_of(text)
         method.check(SHAPE)
         assert method.label == text
 
@@ -77,7 +72,7 @@ def test_the_nearest_divisor(value: int, total: int, nearest: str) -> None:
 )
 def test_a_name_that_is_not_there_is_answered_with_the_nearest(text: str, near: str) -> None:
     with pytest.raises(UnknownName, match=f"did you mean .*{near}") as caught:
-        made(text)
+        method_of(text)
     assert near in caught.value.nearest
     assert caught.value.hint == "kvbench list methods"
 
@@ -92,13 +87,13 @@ def test_a_name_that_is_not_there_is_answered_with_the_nearest(text: str, near: 
 )
 def test_a_value_of_another_kind_is_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        made(text)
+        method_of(text)
 
 
 def test_the_runs_ratio_is_the_default_and_the_label_stays_as_written() -> None:
-    assert made("knorm", compression_ratio=0.75).compression_ratio == 0.75
-    assert made("knorm:compression_ratio=0.25", compression_ratio=0.75).compression_ratio == 0.25
-    assert made("knorm", compression_ratio=0.75).label == "knorm"
+    assert method_of("knorm", compression_ratio=0.75).compression_ratio == 0.75
+    assert method_of("knorm:compression_ratio=0.25", compression_ratio=0.75).compression_ratio == 0.25
+    assert method_of("knorm", compression_ratio=0.75).label == "knorm"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +138,7 @@ def test_kept_tokens_are_those_of_exact_arithmetic() -> None:
 
 
 def test_a_pyramid_keeps_the_mean() -> None:
-    method = made("hybrid:retain=0.3,pyramid=0.6")
+    method = method_of("hybrid:retain=0.3,pyramid=0.6")
     shares = [method.retained(layer, 7) for layer in range(7)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx(0.48)

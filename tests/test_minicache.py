@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from making import draw
 from torch import Tensor
 
 from kvbench.caches.layer import LayerContext, prompt_view
@@ -21,16 +22,12 @@ B, H, HKV, T, D = 2, 4, 2, 23, 8
 SCALING = D**-0.5
 
 
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def neighbours(seed: int, tokens: int = T) -> tuple[Tensor, Tensor]:
     """Two layers' states, near each other but for two tokens in one row and one in the other."""
-    lower = draw(seed, B, HKV, tokens, D)
-    upper = 1.7 * lower + 0.3 * draw(seed + 1, B, HKV, tokens, D)
+    lower = draw(B, HKV, tokens, D, seed=seed)
+    upper = 1.7 * lower + 0.3 * draw(B, HKV, tokens, D, seed=seed + 1)
     for row, token in ((0, 3), (0, 11), (1, 7)):
-        upper[row, :, token] = draw(seed + 2 + token, HKV, D)
+        upper[row, :, token] = draw(HKV, D, seed=seed + 2 + token)
     return lower, upper
 
 
@@ -125,7 +122,7 @@ def test_magnitudes_are_each_layer_s_own() -> None:
 
 
 def test_t_is_the_way_from_the_lower_to_the_upper_direction() -> None:
-    a, b = (torch.nn.functional.normalize(draw(s, 5, D), dim=-1) for s in (1, 2))
+    a, b = (torch.nn.functional.normalize(draw(5, D, seed=s), dim=-1) for s in (1, 2))
     omega = angle(a, b)
     torch.testing.assert_close(omega, (a * b).sum(-1).acos(), rtol=0, atol=1e-12)
     for t in (0.0, 0.25, 0.6, 1.0):
@@ -136,7 +133,7 @@ def test_t_is_the_way_from_the_lower_to_the_upper_direction() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_directions_are_lossless_and_nothing_is_ever_nan(dtype: torch.dtype) -> None:
-    lower = draw(1, B, HKV, T, D).to(dtype)
+    lower = draw(B, HKV, T, D, seed=1).to(dtype)
     same = states(lower, 3 * lower, dtype)
     torch.testing.assert_close(same.read(0, dtype), lower)
     torch.testing.assert_close(same.read(1, dtype), 3 * lower)
@@ -188,7 +185,7 @@ def test_both_layers_attend_to_the_merged_prompt_and_their_own_fresh_tokens() ->
         adopt(one, k, v)
     merged_keys, merged_values = reference(*keys, 0.6, 0.05, False), reference(*values, 0.6, 0.05, False)
     for side, one in enumerate(layers):
-        q, k, v = draw(80 + side, B, H, 5, D), draw(90 + side, B, HKV, 5, D), draw(95 + side, B, HKV, 5, D)
+        q, k, v = draw(B, H, 5, D, seed=80 + side), draw(B, HKV, 5, D, seed=90 + side), draw(B, HKV, 5, D, seed=95 + side)
         wanted = attention(q, torch.cat((merged_keys[side], k), 2), torch.cat((merged_values[side], v), 2))
         torch.testing.assert_close(one.extend(q, k, v), wanted, rtol=0, atol=1e-12)
         assert one.length == one.get_seq_length() == T + 5
@@ -200,7 +197,7 @@ def test_the_lower_layer_is_dense_until_its_partner_compresses_and_then_no_copy_
     adopt(lower, keys[0], values[0])
     dense = 2 * B * HKV * T * D * 4
     assert lower.ledger().items == {"keys": dense // 2, "values": dense // 2, "lengths": 32}
-    q = draw(3, B, H, 1, D).float()
+    q = draw(B, H, 1, D, seed=3).float()
     torch.testing.assert_close(lower.attend(q), attention(q, keys[0], values[0]))
     adopt(upper, keys[1], values[1])
     magnitudes = 2 * B * T * 4
@@ -231,9 +228,9 @@ def test_stored_bytes_are_those_of_one_layer_and_a_little() -> None:
 
 def test_layers_of_different_prompts_are_refused() -> None:
     lower, upper = pair()
-    adopt(lower, draw(1, 1, HKV, 4, D), draw(2, 1, HKV, 4, D))
+    adopt(lower, draw(1, HKV, 4, D, seed=1), draw(1, HKV, 4, D, seed=2))
     with pytest.raises(RuntimeError, match="must see the same tokens"):
-        adopt(upper, draw(1, 1, HKV, 5, D), draw(2, 1, HKV, 5, D))
+        adopt(upper, draw(1, HKV, 5, D, seed=1), draw(1, HKV, 5, D, seed=2))
 
 
 @pytest.mark.parametrize("per_head", [False, True])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from making import draw
 from torch import Tensor
 
 from kvbench.instruments import scoring
@@ -20,7 +21,7 @@ class Head:
     """What scoring asks of a runner: a model with a head, and logits."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.weight = draw(1, VOCABULARY, WIDTH).to(dtype)
+        self.weight = draw(VOCABULARY, WIDTH, seed=1).to(dtype)
         self.model = SimpleNamespace(get_output_embeddings=lambda: self)
         self.calls = 0
 
@@ -39,16 +40,12 @@ class Given:
         return hidden
 
 
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 TARGETS = torch.randint(VOCABULARY, (B, S), generator=torch.Generator().manual_seed(3))
 
 
 def states(apart: float, dtype: torch.dtype) -> dict[str, Tensor]:
-    base = draw(2, B, S, WIDTH)
-    return {"baseline": base.to(dtype), "method": (base + apart * draw(4, B, S, WIDTH)).to(dtype)}
+    base = draw(B, S, WIDTH, seed=2)
+    return {"baseline": base.to(dtype), "method": (base + apart * draw(B, S, WIDTH, seed=4)).to(dtype)}
 
 
 def plain(logits: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -118,14 +115,14 @@ def test_the_size_of_a_slab_changes_no_number(rows: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_logits(size: float, dtype: torch.dtype) -> None:
     """Distributions far apart, where the exponential of a difference of logits overflows."""
-    base, other = (draw(5, B, S, VOCABULARY) * size).to(dtype), (draw(6, B, S, VOCABULARY) * size).to(dtype)
+    base, other = (draw(B, S, VOCABULARY, seed=5) * size).to(dtype), (draw(B, S, VOCABULARY, seed=6) * size).to(dtype)
     found = score(Given(), {"baseline": base, "method": other}, TARGETS, "baseline")["method"]
     near = 1e-12 if dtype == torch.float64 else 1e-5
     check(found, plain(other, base), rtol=near, atol=near * size)
 
 
 def test_a_choice_the_baseline_rules_out_may_overflow_without_a_negative_divergence() -> None:
-    base = draw(5, B, S, VOCABULARY).float()
+    base = draw(B, S, VOCABULARY, seed=5).float()
     base[..., 7] = -300.0
     other = base.clone()
     other[..., 7] = -150.0  # e^150 overflows float32, and still nothing is likely to come of it
@@ -137,7 +134,7 @@ def test_a_choice_the_baseline_rules_out_may_overflow_without_a_negative_diverge
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("whose", ["method", "baseline"])
 def test_a_broken_logit_is_that_rows_failure(bad: float, whose: str) -> None:
-    logits = {"baseline": draw(5, B, S, VOCABULARY), "method": draw(6, B, S, VOCABULARY)}
+    logits = {"baseline": draw(B, S, VOCABULARY, seed=5), "method": draw(B, S, VOCABULARY, seed=6)}
     logits[whose][0, 4, 9] = bad
     found = score(Given(), logits, TARGETS, "baseline")
     with pytest.raises(FloatingPointError, match=f"1 of {S} token scores are NaN or infinite"):
@@ -176,7 +173,7 @@ def test_a_vocabulary_larger_than_a_slab_is_scored_row_by_row(monkeypatch: pytes
 
 @pytest.mark.parametrize("label", ["baseline", "method"])
 def test_logits_of_sixteen_bits_are_scored_in_thirty_two(label: str) -> None:
-    logits = {"baseline": draw(5, B, S, VOCABULARY).bfloat16(), "method": draw(6, B, S, VOCABULARY).bfloat16()}
+    logits = {"baseline": draw(B, S, VOCABULARY, seed=5).bfloat16(), "method": draw(B, S, VOCABULARY, seed=6).bfloat16()}
     found = score(Given(), logits, TARGETS, "baseline")[label]
     assert found.nll.dtype == torch.float32
     check(found, plain(logits[label], logits["baseline"]), rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from making import draw
 from torch import Tensor
 
 from kvbench.caches.channels import ThinLayer, best_channels
@@ -20,14 +21,14 @@ B, H, HKV, T, D = 2, 6, 2, 21, 10
 SCALING = D**-0.5
 
 
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def tokens(seed: int, count: int = T) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values whose channels differ in size."""
-    size = 0.2 + draw(seed + 9, D).abs()
-    return draw(seed, B, H, count, D) * size.flip(0), draw(seed + 1, B, HKV, count, D) * size, draw(seed + 2, B, HKV, count, D)
+    size = 0.2 + draw(D, seed=seed + 9).abs()
+    return (
+        draw(B, H, count, D, seed=seed) * size.flip(0),
+        draw(B, HKV, count, D, seed=seed + 1) * size,
+        draw(B, HKV, count, D, seed=seed + 2),
+    )
 
 
 def made(**given: Any) -> ThinK:
@@ -106,7 +107,7 @@ def test_attention_is_that_of_zeroed_channels(recent: int, fresh: int) -> None:
 def test_all_query_heads_of_the_group_vote() -> None:
     """A channel that one head of a group alone reads stays; one that no head reads goes, however large its keys."""
     method = made(key_channel_compression_ratio=0.9, window=3)
-    q, k, v = torch.zeros(1, H, T, D).double(), torch.ones(1, HKV, T, D).double(), draw(1, 1, HKV, T, D)
+    q, k, v = torch.zeros(1, H, T, D).double(), torch.ones(1, HKV, T, D).double(), draw(1, HKV, T, D, seed=1)
     q[:, 2, -1, 6] = 1.0  # the last head of group 0, in the window
     q[:, 5, 0, 8] = 9.0  # group 1, before the window
     q[:, 3, -2, 1] = 0.1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from math import gamma, pi, sqrt
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from making import draw, method_of
 from torch import Tensor
 
 from kvbench.caches.codebook import lloyd_max
@@ -16,9 +16,7 @@ from kvbench.caches.needs import Needs
 from kvbench.caches.observe import Observer
 from kvbench.caches.packing import pack, unpack
 from kvbench.caches.turbo import TurboLayer, TurboStore, draw_frame
-from kvbench.methods.base import resolve
 from kvbench.models.shape import Shape
-from kvbench.spec import MethodSpec, RunSpec
 
 CPU = torch.device("cpu")
 DIM, DRAWS = 16, 500
@@ -26,21 +24,13 @@ D_MSE = {1: (0.36, 0.005), 2: (0.117, 0.001), 3: (0.03, 0.005), 4: (0.009, 0.001
 """Theorem 1's figures for b bits, and half a unit or one unit of the last digit that the paper prints."""
 
 
-def some(*shape: int, seed: int = 100) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def units(*shape: int, seed: int = 100) -> Tensor:
-    x = some(*shape, seed=seed)
+    x = draw(*shape, seed=seed)
     return x / x.norm(dim=-1, keepdim=True)
 
 
 def frame(dim: int, seed: int = 0) -> Tensor:
     return draw_frame(dim, True, seed, torch.float64, CPU)
-
-
-def method(text: str) -> Any:
-    return resolve(MethodSpec.parse(text), RunSpec())
 
 
 def context(dim: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> LayerContext:
@@ -105,7 +95,7 @@ def test_the_rotation_is_orthogonal_and_a_seed_names_it() -> None:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_a_store_reads_what_the_papers_algorithm_gives(bits: int, residual: bool) -> None:
-    dim, x = 16, some(1, 2, 7, 16) * 3
+    dim, x = 16, draw(1, 2, 7, 16, seed=100) * 3
     store = TurboStore("keys", bits, residual, frame(dim), torch.float64)
     store.append(x[:, :, :5])
     store.append(x[:, :, 5:])
@@ -120,7 +110,7 @@ def test_a_store_reads_what_the_papers_algorithm_gives(bits: int, residual: bool
 @pytest.mark.parametrize("recent", [0, 3])
 def test_a_layers_output_is_attention_over_what_the_algorithm_gives(keys: tuple[int, bool], values: tuple[int, bool], recent: int) -> None:
     dim, total = 16, 9
-    k, v, q = some(1, 2, total, dim, seed=1), some(1, 2, total, dim, seed=2), some(1, 4, 2, dim, seed=3)
+    k, v, q = draw(1, 2, total, dim, seed=1), draw(1, 2, total, dim, seed=2), draw(1, 4, 2, dim, seed=3)
     layer = TurboLayer(context(dim), keys, values, recent, frame(dim))
     layer.compress(view(k[:, :, :7], v[:, :, :7]))
     layer.append(k[:, :, 7:], v[:, :, 7:])
@@ -192,8 +182,8 @@ def mse(bits: int) -> float:
 
 
 def test_bytes_are_the_bits_that_were_asked_for_and_the_norms() -> None:
-    layer = method("turboquant:bits=4").layer(context(64, dtype=torch.bfloat16))
-    layer.append(*(some(1, 2, 10, 64).bfloat16() for _ in "kv"))
+    layer = method_of("turboquant:bits=4").layer(context(64, dtype=torch.bfloat16))
+    layer.append(*(draw(1, 2, 10, 64, seed=100).bfloat16() for _ in "kv"))
     items = layer.ledger().items
     assert {name: size // 20 for name, size in items.items() if name != "lengths"} == {
         "keys codes": 24, "keys norms": 2, "keys residual signs": 8, "keys residual norms": 2, "values codes": 32, "values norms": 2,
@@ -214,4 +204,4 @@ def test_a_zero_vector_is_read_as_zero_and_other_formats_stay_near() -> None:
 
 def test_a_head_whose_signs_do_not_fill_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="codes of a head of 100 do not fill whole bytes"):
-        method("turboquant").check(Shape(2, 4, 2, 100, 400, 128, 2048))
+        method_of("turboquant").check(Shape(2, 4, 2, 100, 400, 128, 2048))
