@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from kvbench.metrics.stats import mcnemar, newcombe_interval, paired_bootstrap, paired_test, wilson_interval
+from kvbench.metrics.stats import PairedTest, mcnemar, newcombe_interval, paired_bootstrap, paired_test, wilson_interval
 
 ALPHA = 0.05
 """A difference is shown where p lies below this."""
@@ -42,19 +42,13 @@ they are; ``mean`` is a figure over a text's tokens; empty leaves it to the valu
 
 
 @dataclass(frozen=True)
-class Paired:
-    """After against before, on the same samples; ``None`` is "cannot be said".
+class Paired(PairedTest):
+    """After (b) against before (a), uncorrected, with a 95 % interval; ``None`` is "cannot be said", and p is never 0.
 
     Attributes:
-        difference: Mean of after − before. low, high: Its 95 % interval.
-        p: Two-sided, of this test alone; never 0. n: Samples. test: What gave p; empty where nothing did.
+        test: What gave p; empty where nothing did.
     """
 
-    difference: float
-    low: float | None
-    high: float | None
-    p: float | None
-    n: int
     test: str
 
     @property
