@@ -28,12 +28,16 @@ class Told(UnitContext):
     def __init__(self, evaluator: str) -> None:
         self.evaluator = evaluator
         self.records: dict[str, dict[str, dict[str, Any]]] = {}
+        self.labels: dict[str, str] = {}
         self.failed: set[str] = set()
 
     def method_started(self, method: str) -> None: ...
 
     def record(self, method: str, key: str, data: Mapping[str, Any]) -> None:
         self.records.setdefault(method, {})[key] = as_read(self.evaluator, data)
+
+    def audited(self, method: str, label: str, checks: Mapping[str, Any]) -> None:
+        self.labels[method] = label
 
     def guard(self, method: str, action: Callable[[], None]) -> bool:
         try:

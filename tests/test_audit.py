@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from telling import Told
 from torch import Tensor, nn
 
 from kvbench.caches.attend import attend
@@ -17,7 +18,6 @@ from kvbench.caches.packing import Scheme
 from kvbench.caches.stores import QuantStore
 from kvbench.errors import RunFailed
 from kvbench.evaluators.audit import Audit
-from kvbench.evaluators.base import UnitContext
 from kvbench.instruments.audit import Auditor
 from kvbench.instruments.session import Session
 from kvbench.instruments.tiny import make_tiny_config
@@ -163,30 +163,9 @@ def test_what_stores_all_as_it_is_has_compressed_nothing_yet(label: str, session
     assert found.label == "nothing compressed yet", found.to_plain()
 
 
-class Told(UnitContext):
-    """What an evaluator tells while it runs."""
-
-    def __init__(self) -> None:
-        self.labels: dict[str, str] = {}
-        self.failed: dict[str, str] = {}
-
-    def method_started(self, method: str) -> None:
-        pass
-
-    def audited(self, method: str, label: str, checks: Any) -> None:
-        self.labels[method] = label
-
-    def guard(self, method: str, action: Any) -> bool:
-        try:
-            action()
-        except Exception as error:
-            self.failed[method] = str(error)
-        return method not in self.failed
-
-
 def test_a_method_that_has_nothing_to_do_at_the_audits_length_is_audited_at_the_runs(session: Session) -> None:
     session.methods["kivi"] = resolve(MethodSpec.parse("kivi:bits=2,group=8,residual=128"), session.spec)  # type: ignore[index]
-    told = Told()
+    told = Told("audit")
     Audit(context=64, steps=8).run(Unit("audit/0", "audit", 0, ("kivi",), 1), session, told)
     assert told.labels == {"kivi": "real"}
 
@@ -209,7 +188,7 @@ class Scaled(nn.Module):
 def test_a_scale_after_the_head_ends_the_run(by: float, dtype: str) -> None:
     session = opened(["baseline"], dtype)
     session.runner.model.forward = Scaled(session.runner.model, by).forward
-    told = Told()
+    told = Told("audit")
     with pytest.raises(RunFailed, match="head"):
         Audit(context=64, steps=8).run(Unit("audit/0", "audit", 0, ("baseline",), 1), session, told)
     assert told.labels == {"baseline": "reference"}  # its checks are told all the same
@@ -217,7 +196,7 @@ def test_a_scale_after_the_head_ends_the_run(by: float, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_model_that_is_computed_rightly_goes_on(dtype: str) -> None:
-    told = Told()
+    told = Told("audit")
     Audit(context=64, steps=8).run(Unit("audit/0", "audit", 0, ("baseline",), 1), opened(["baseline"], dtype), told)
     assert not told.failed
 
