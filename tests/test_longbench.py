@@ -199,14 +199,6 @@ def test_a_prompt_beyond_the_models_positions_is_refused_before_the_run() -> Non
     evaluator_of(spec).check_length(spec, 9000)
 
 
-@pytest.mark.parametrize(
-    "options", [{"subsets": "qasper+qasper"}, {"samples": 0}, {"max_length": 1}, {"question": "seen"}, {"missing": "x"}]
-)
-def test_bad_parameters_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(options))):
-        evaluator_of(spec_of(None, **options))
-
-
 @pytest.mark.model
 def test_a_run_on_the_embedded_model(embedded_model: LoadedModel, tmp_path: Path) -> None:
     """Two subsets, one of them with fewer questions than were asked for; the same prompt for both methods, and its tables."""

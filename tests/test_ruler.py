@@ -173,14 +173,6 @@ def test_a_length_beyond_the_models_positions_is_refused_before_the_run() -> Non
     assert evaluator_of(spec_of()).longest(spec) == 512  # the run's context
 
 
-@pytest.mark.parametrize(
-    "options", [{"tasks": "vt+vt"}, {"lengths": "512+512"}, {"lengths": "x"}, {"samples": 0}, {"threshold": 2.0}, {"filler": "x"}]
-)
-def test_bad_parameters_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(options))):
-        evaluator_of(spec_of(**options))
-
-
 def test_effective_context_is_the_longest_length_that_passes() -> None:
     assert effective_context({"512": 0.9, "1024": 0.856, "2048": 0.85}, LLAMA2_AT_4K) == 1024
     assert effective_context({"512": 0.8, "1024": 0.9}, LLAMA2_AT_4K) == 1024

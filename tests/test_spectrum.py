@@ -12,12 +12,11 @@ from telling import Told
 from torch import Tensor
 
 from kvbench.caches.cache import decoder_of, use_kvbench_attention
-from kvbench.errors import UsageError
-from kvbench.evaluators.base import BASELINE, build
+from kvbench.evaluators.base import BASELINE
 from kvbench.evaluators.spectrum import Spectrum
 from kvbench.figures import Grid, Table
 from kvbench.instruments.spectra import Spread, components_for, effective_rank, kept_share, participation_ratio
-from kvbench.spec import EvaluatorSpec, RunSpec
+from kvbench.spec import RunSpec
 
 TOKENS = torch.randint(3, 128, (3, 70), generator=torch.Generator().manual_seed(6))
 CONTEXT = 60
@@ -131,11 +130,3 @@ def test_what_is_shown(model: Any) -> None:
     assert any("few tokens for 32 channels" in note for note in tables[0].notes)
     assert Spectrum().figures({}, BASELINE, {}) == []
     assert Spectrum().summarise({BASELINE: {}}, BASELINE) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "says"), [("spectrum:ranks=8+x", "ranks=8\\+x; write whole numbers"), ("spectrum:samples=-1", "samples=-1")]
-)
-def test_values_that_cannot_be_are_refused(text: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        build(Spectrum, EvaluatorSpec.parse(text), "evaluator")
