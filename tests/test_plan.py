@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -105,4 +106,5 @@ def test_planning_imports_no_torch() -> None:
         "import kvbench.engine.supervisor; plan(stub_spec()); sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     here = Path(__file__).parent
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": f"{here}:{here / 'stubs'}"}, check=False).returncode == 0
+    found = {"PYTHONPATH": os.pathsep.join([str(here), str(here / "stubs"), *sys.path])}
+    assert subprocess.run([sys.executable, "-c", code], env=found, check=False).returncode == 0
