@@ -202,6 +202,7 @@ def test_what_is_not_comparable_is_refused_with_its_reason(part: str, values: Do
     crossed = {f.metric: f.note for f in found.findings if f.verdict == "x"}
     assert crossed.keys() == refused
     assert all(reason in note for note in crossed.values())
+    assert not any("\n" in note for note in crossed.values()), "a note is a cell of a table"
 
 
 def test_chunk_size_matters_where_it_is_used() -> None:

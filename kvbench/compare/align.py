@@ -139,5 +139,10 @@ def _note(a: Side, b: Side, pair: Pair) -> str:
 
 def _brief(value: Any) -> str:
     if isinstance(value, tuple):
-        return "/".join("?" if part is None else str(part) for part in value)
-    return "not recorded" if value is None else str(value)[:12]
+        return "/".join("?" if part is None else _in_a_line(part) for part in value)
+    return "not recorded" if value is None else _in_a_line(value)[:12]
+
+
+def _in_a_line(value: Any) -> str:
+    """As text in a sentence or a cell: what documents are joined by may be line breaks, which are written out."""
+    return str(value).replace("\n", "\\n")
