@@ -27,8 +27,9 @@ from kvbench.calibration.replay import cut, output_blocks, replay, targets
 from kvbench.calibration.source import Source
 from kvbench.cli import main
 from kvbench.errors import ModelError, UsageError
+from kvbench.instruments.conformance import Bench, Sizes
 from kvbench.instruments.tiny import make_tiny_model
-from kvbench.instruments.verify import Sizes, _Bench, _on_tiny
+from kvbench.instruments.verify import on_tiny
 from kvbench.spec import MethodSpec
 
 pytestmark = pytest.mark.fast
@@ -120,16 +121,16 @@ def test_a_score_at_the_threshold_is_kept() -> None:
 
 def test_the_trial_drops_some_tokens_and_keeps_some(family: str) -> None:
     method = method_of(method_of("kvzap").trial)
-    bench = _Bench(method, family, Sizes())
+    bench = Bench(method, family, Sizes())
     _, cache = bench.scored(bench.runner(), bench.tokens)
     least, most = 2 * 2 * 4 * method.window, 2 * 2 * 4 * 290
     assert least < cache.keys_held() < most
 
 
 def test_verify_tries_it_where_it_finds_something_to_drop() -> None:
-    assert _on_tiny(MethodSpec.parse("kvzap")).label == method_of("kvzap").trial
-    assert _on_tiny(MethodSpec.parse("kvzap:window=8")).label == "kvzap:window=8"
-    assert _on_tiny(MethodSpec.parse("knorm")).label == "knorm"
+    assert on_tiny(MethodSpec.parse("kvzap")).label == method_of("kvzap").trial
+    assert on_tiny(MethodSpec.parse("kvzap:window=8")).label == "kvzap:window=8"
+    assert on_tiny(MethodSpec.parse("knorm")).label == "knorm"
 
 
 def test_two_surrogates_serve_one_prompt() -> None:
