@@ -2,9 +2,9 @@
 
 A Python or TOML block whose first line is a path is that file of the package that the page writes; other Python
 blocks share one namespace; shell blocks are commands. ``kvbench run`` is given a tiny model and text, being too slow
-with the model that it takes on its own, and ``kvbench verify`` shorter prompts; the lines are otherwise run as they
-stand. A command runs within this process, which forgets the package before it as a new one would: what starting
-processes costs was most of what the page cost.
+with the model that it takes on its own, and ``kvbench verify`` shorter prompts of one family; the lines are otherwise
+run as they stand. A command runs within this process, which forgets the package before it as a new one would: what
+starting processes costs was most of what the page cost.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file that is written twice in a second would be read from the first
     monkeypatch.setattr(verify, "Sizes", partial(Sizes, context=45, continuation=15))
+    monkeypatch.setattr(verify, "FAMILIES", ["qwen2"])
     (tmp_path / "text.txt").write_text("".join(f"Sentence {i} of {i * i % 97} says less than {i % 13} others.\n" for i in range(400)))
     write_model(tmp_path / "tiny")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -160,7 +161,7 @@ def test_every_block_of_the_page_runs(reader: Reader) -> None:
     assert len(rows) == 8 + 8 + 4
     assert {(row["status"], row["audit"]) for row in rows} == {("done", "real")}
     for method in methods_of(reader.space):
-        failed = [check for check in conformance(method, "qwen2", Sizes(context=45, continuation=43)) if not check.passed]
+        failed = [check for check in conformance(method, "qwen2", Sizes(context=30, continuation=15)) if not check.passed]
         assert not failed
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from at_hand import calm_run
+from at_hand import at_hand, calm_run  # noqa: F401
 from stub_fixtures import HOME, forget_registries, stub_spec, stubbed  # noqa: F401
 
 from kvbench.engine import start
@@ -150,6 +150,7 @@ def test_a_unit_in_which_the_baseline_kills_the_worker_is_left_out(tmp_path: Pat
     assert all(row["total_tokens"] == 3 and row["status"] == "done" for row in result["results"])
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_methods_failures_are_their_rows_and_not_the_runs_end(tmp_path: Path) -> None:
     result = start.run(
         stub_spec("fault=raise+nan+memory,method=random+knorm+int4,index=1", "baseline random knorm int4 int8"), output_dir=tmp_path
@@ -163,6 +164,7 @@ def test_methods_failures_are_their_rows_and_not_the_runs_end(tmp_path: Path) ->
     assert rows["int8"]["total_tokens"] == rows["baseline"]["total_tokens"] == 4
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_baseline_that_fails_ends_the_run_with_a_partial_result(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="baseline failed in counting/2"):
         start.run(stub_spec("fault=raise,method=baseline,index=2"), output_dir=tmp_path)
@@ -173,6 +175,7 @@ def test_a_baseline_that_fails_ends_the_run_with_a_partial_result(tmp_path: Path
     assert len(partial["records"]["counting"]["int8"]) == 2
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_all_methods_failing_is_a_failed_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="no method could be measured"):
         start.run(stub_spec("fault=raise,method=random,index=0", methods="baseline random"), output_dir=tmp_path)
@@ -219,6 +222,7 @@ def test_a_run_that_is_alive_has_one_owner(tmp_path: Path) -> None:
     finish(folder)
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_run_killed_before_its_first_event_begins_on_resume(tmp_path: Path) -> None:
     folder = start.create(stub_spec(), tmp_path)
     (folder.path / "events.jsonl").write_bytes(b'{"event":"RunSta')
@@ -226,6 +230,7 @@ def test_a_run_killed_before_its_first_event_begins_on_resume(tmp_path: Path) ->
     assert finish(folder)["complete"]
 
 
+@pytest.mark.usefixtures("at_hand")
 def test_a_run_killed_before_its_last_event_needs_no_worker(tmp_path: Path) -> None:
     folder = begin(stub_spec(), tmp_path)
     whole = finish(folder)
