@@ -106,11 +106,9 @@ def described(binary: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run([CUOBJDUMP, f"--dump-{what}", file.name], capture_output=True, text=True, check=True).stdout
-            for what in ("resource-usage", "sass")
-        )
-    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+        dump = [CUOBJDUMP, "--dump-resource-usage", "--dump-sass", file.name]
+        code = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", code).groups())  # type: ignore[union-attr]
     return {"registers": registers, "stack": stack, "shared": binary.metadata.shared, "loop": _loop(code)}
 
 
