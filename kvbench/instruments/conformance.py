@@ -179,7 +179,7 @@ class Bench:
 
         Final hidden states are taken as they leave the decoder: ``generate`` itself rounds logits to float32.
         """
-        runner, new, split = self.runner(), 24, self.sizes.context
+        runner, new, split = self.runner(), min(24, self.sizes.continuation // 2), self.sizes.context
         prompt, states = self.tokens[:, :split], []
         hook = decoder_of(self.model).register_forward_hook(lambda _m, _i, out: states.append(out.last_hidden_state[:, -1:]))
         try:
