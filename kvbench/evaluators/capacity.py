@@ -58,9 +58,8 @@ class Capacity(Evaluator):
         grain, most = self._scale(session.loaded.shape.max_positions)
         facts = {"find": self.find, "grain": grain, "most": most}
         for label in unit.methods:
-            context.method_started(label)
             probe = _Probe(session, context, label, self, facts)
-            context.guard(label, partial(_search, probe.fits, most, grain))
+            context.alone(label, partial(_search, probe.fits, most, grain))
 
     def _scale(self, positions: int) -> tuple[int, int]:
         """What values are multiples of, and the largest that is tried."""
