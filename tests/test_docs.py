@@ -121,7 +121,7 @@ def forget() -> None:
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Reader]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a file that is written twice in a second would be read from the first
-    monkeypatch.setattr(verify, "Sizes", partial(Sizes, context=45, continuation=15))
+    monkeypatch.setattr(verify, "Sizes", partial(Sizes, context=45, continuation=15, layers=2))
     monkeypatch.setattr(verify, "FAMILIES", ["qwen2"])
     (tmp_path / "text.txt").write_text("".join(f"Sentence {i} of {i * i % 97} says less than {i % 13} others.\n" for i in range(400)))
     write_model(tmp_path / "tiny")
@@ -161,7 +161,7 @@ def test_every_block_of_the_page_runs(reader: Reader) -> None:
     assert len(rows) == 8 + 8 + 4
     assert {(row["status"], row["audit"]) for row in rows} == {("done", "real")}
     for method in methods_of(reader.space):
-        failed = [check for check in conformance(method, "qwen2", Sizes(context=30, continuation=15)) if not check.passed]
+        failed = [check for check in conformance(method, "qwen2", Sizes(context=30, continuation=15, layers=2)) if not check.passed]
         assert not failed
 
 

@@ -112,7 +112,7 @@ def test_it_is_verified(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     def shorter(method: Any, family: str, sizes: verify.Sizes, stage: Any) -> list[verify.Check]:
         tried.append((family, sizes))
-        return conformance(method, family, verify.Sizes(context=20, continuation=20), stage)
+        return conformance(method, family, verify.Sizes(context=20, continuation=20, layers=2), stage)
 
     monkeypatch.setattr(verify, "conformance", shorter)
     assert main(["verify", "eviction"]) == 0
