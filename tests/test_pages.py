@@ -90,7 +90,7 @@ def test_every_command_and_flag_exists(page: str) -> None:
 def test_ci_knows_the_flags_that_contributing_names() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     flags = {word for code in quoted("CONTRIBUTING.md") if ".ci/run" in code for word in code.split() if word.startswith("--")}
-    assert flags == {"--short", "--newest"}
+    assert flags == {"--short", "--oldest", "--newest"}
     assert all(f"{flag})" in script for flag in flags)
 
 
