@@ -34,13 +34,13 @@ def check_values(of: Any) -> None:
     """
     for name in (f.name for f in _named(type(of))):
         declared, value = _declared(type(of), name), getattr(of, name)
-        least, within, among = (declared.get(key) for key in ("least", "within", "among"))
+        least, within, among, meaning = (declared.get(key) for key in ("least", "within", "among", "meaning"))
         if value is None:
             continue
         if least is not None and not value >= least:
-            raise ValueError(f"{name}={value}; it must be at least {least}")
+            raise ValueError(f"{name}={value}; it must be at least {least}: {meaning}")
         if within and not _lies(value, within):
-            raise ValueError(f"{name}={value}; it lies in {within}")
+            raise ValueError(f"{name}={value}; it lies in {within}: {str(meaning).removesuffix(f', {within}')}")
         if among:
             must_be(name, value, among)
 
