@@ -30,7 +30,7 @@ class Watch(threading.Thread):
 
     def __init__(self, limit: float) -> None:
         super().__init__(name="cpu limit", daemon=True)
-        self.limit, self.every = limit, min(1.0, limit / 4)
+        self.limit, self.every = limit, min(10.0, limit / 4)
         self.running: str | None = None
         self.found = 0.0
         signal.signal(signal.SIGPROF, self._interrupted)
