@@ -280,3 +280,8 @@ def test_nothing_heavy_is_loaded_for_right_or_wrong_answers() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
     assert accuracy.ALPHA == 0.05
+
+
+@pytest.mark.parametrize(("p", "shown"), [(None, False), (0.049, True), (0.05, False)])
+def test_a_difference_is_shown_below_five_percent_corrected(p: float | None, shown: bool) -> None:
+    assert accuracy.Accuracy(0.5, 0.4, 0.6, 40, p=0.001, p_adjusted=p).is_shown_to_differ == shown

@@ -14,6 +14,7 @@ from kvbench.evaluators.base import Summary
 from kvbench.evaluators.memory import Memory
 from kvbench.evaluators.perplexity import Perplexity
 from kvbench.evaluators.speed import Speed
+from kvbench.metrics import speed_tables
 from kvbench.metrics.points import Point, points
 from kvbench.metrics.stats import histogram, histogram_to_json, kl_bin_index
 from kvbench.spec import RunSpec
@@ -200,6 +201,34 @@ def test_speed_measures_every_point_by_its_repeats() -> None:
 
 def test_speed_of_warm_up_alone_says_nothing() -> None:
     assert Speed().summarise({"m": {"k": repeat(1, 64, 1.0, warmup=True)}}, None)["m"] == Summary()
+
+
+def full(batch: int) -> dict[str, Any]:
+    """A record of the fused path with everything that is timed or weighed."""
+    more = {
+        "limit": 40.0, "energy_joules": 5.0, "flush_s": 0.25, "prepare_s": 1.5, "capture_s": 0.75,
+        "stored_bytes": 3 * 2**20, "allocator_bytes": 2**19,
+    }  # fmt: skip
+    return repeat(batch, 64, 2.0) | more | {"read_path": "fused"}
+
+
+def test_every_timing_has_its_unit_in_the_tables_of_one_point() -> None:
+    rows = [dict(zip(t.headings, t.rows[0], strict=True)) for t in speed_tables.tables({"m": {"repeat=0": full(1)}}, None)]
+    assert rows == [
+        {
+            "method": "m", "tokens/s": "5.0", "roofline %": "12.5", "limit tokens/s": "40.0", "J/token": "0.5000",
+            "read path": "fused",
+        },
+        {
+            "method": "m", "TTFT ms": "2500.0", "prefill ms": "2000.0", "compress ms": "500.0", "flush ms": "250.000", "prepare s": "1.50",
+            "capture s": "0.75", "stored MiB": "3.00", "allocator MiB": "0.50",
+        },
+    ]  # fmt: skip
+
+
+def test_what_changes_with_the_point_has_a_table_of_its_own_by_several() -> None:
+    found = speed_tables.tables({"m": {f"batch={b}": full(b) for b in (1, 8)}}, None)
+    assert [t.name for t in found] == ["tokens_per_s", "roofline", "energy", "ttft", "capture", "stored", "allocator"]
 
 
 def test_speed_in_any_order_gives_the_same() -> None:

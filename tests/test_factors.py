@@ -76,6 +76,12 @@ def test_a_wide_baseline_is_said_wherever_a_factor_is(cache_dtype: str, said: bo
     assert [bool(OF.search(text)) for text in shown] == [said] * len(shown)
 
 
+@pytest.mark.parametrize(("cache_dtype", "times"), [("float32", "2"), ("float64", "4")])
+def test_a_note_says_how_much_wider_the_baseline_is(cache_dtype: str, times: str) -> None:
+    assert f"{cache_dtype} cache, which is {times} times as large" in factors.notes(cache_dtype)[0]
+    assert factors.notes(None) == factors.notes("bfloat16") == []
+
+
 def factor_column(found: RunState) -> str:
     """The dashboard's heading."""
     return next(c.title for c in columns(rows(found)) if c.key == "factor")
