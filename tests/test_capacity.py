@@ -15,6 +15,7 @@ from kvbench.errors import UsageError
 from kvbench.evaluators.capacity import Capacity, _search
 from kvbench.instruments.session import Session
 from kvbench.instruments.stopwatch import Stopwatch
+from kvbench.metrics import probes
 from kvbench.spec import RunSpec
 
 TOKENS, LAYERS, HEADS, DIM, ITEM = 64, 4, 2, 16, 4
@@ -135,6 +136,20 @@ def test_a_search_that_goes_on_says_no_more_than_it_found() -> None:
     assert table.rows[0][-1] == "–"
     assert evaluator.figures({}, "baseline", {}) == []
     assert evaluator.summarise({"m": {}}, "baseline")["m"].fields == {}
+
+
+def test_cells_are_those_of_the_largest_that_fitted() -> None:
+    record = {
+        "find": "batch", "context": 64, "most": 8, "grain": 1, "out_of_memory": False, "limited_by": None, "read_path": "fused",
+        "stored_bytes": 3 * 2**20, "allocator_bytes": 2**19,
+    }  # fmt: skip
+    full = record | {"out_of_memory": True, "limited_by": "budget", "read_path": "reference", "stored_bytes": 2**30}
+    records = {
+        "baseline": {"1": record | {"batch": 1}, "2": full | {"batch": 2}},
+        "m": {"3": record | {"batch": 3}, "4": full | {"batch": 4}},
+    }
+    (table,) = probes.tables(records, "baseline")
+    assert table.rows[1] == ["m", "3", "3.00×", "3.0", "0.5", "fused", "budget"]
 
 
 def test_nothing_fits() -> None:

@@ -191,7 +191,7 @@ def _trace(tree: Path, room: Room, path: Path) -> int:
 
 
 def _pytest(tests: Sequence[str], *flags: str, plugins: Sequence[object] = ()) -> int:
-    quiet = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-o", "timeout=0")
+    quiet = ("-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-o", "timeout=0")
     return int(pytest.main([*tests, *quiet, *flags], plugins=plugins))
 
 
