@@ -16,6 +16,7 @@ from torch import Tensor
 from kvbench.caches import folding
 from kvbench.caches.basis import hadamard
 from kvbench.caches.cache import Artefacts, CacheOptions, Geometry, KVCache, decoder_of, use_kvbench_attention
+from kvbench.caches.heads import by_group, by_head
 from kvbench.caches.ranks import heads_in_group
 from kvbench.calibration import provide
 from kvbench.instruments.protocol import Runner
@@ -383,3 +384,12 @@ def test_groups_are_clipped_to_the_heads_there_are(label: str, kv_heads: int, to
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+def test_heads_taken_together_come_apart_again() -> None:
+    x = torch.arange(2 * 4 * 3 * 5).view(2, 4, 3, 5)  # [B, Hkv, T, D]
+    together = by_group(x, 2)
+    assert together.shape == (2, 2, 3, 10)
+    assert torch.equal(together[:, 1], torch.cat((x[:, 2], x[:, 3]), -1)), "neighbours, side by side"
+    assert torch.equal(by_head(together, 2), x)
+    assert torch.equal(by_head(by_group(x, 1), 1), x)
