@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -14,11 +15,13 @@ from kvbench.caches.attend import attend
 from kvbench.caches.dense import DenseLayer
 from kvbench.caches.evicted import EvictedLayer
 from kvbench.caches.layer import LayerCache, LayerContext, TokenView
+from kvbench.caches.ledger import Part
 from kvbench.caches.packing import Scheme
 from kvbench.caches.stores import QuantStore
 from kvbench.errors import RunFailed
 from kvbench.evaluators.audit import Audit
 from kvbench.instruments.audit import Auditor
+from kvbench.instruments.canary import shout
 from kvbench.instruments.session import Session
 from kvbench.instruments.tiny import make_tiny_config
 from kvbench.methods.base import METHODS, Eviction, Method, expand, resolve
@@ -215,3 +218,17 @@ def test_random_prompts_hold_no_token_without_an_embedding(session: Session) -> 
     """Padding's is zero in random weights: keys of no length would make honest scores NaN."""
     assert verdict(session, Ratio()).label == "real"
     assert not bool((session.prompt(1, 4096) == session.loaded.model.config.pad_token_id).any())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loud", "least"),
+    [(torch.bool, True, False), (torch.int8, 127, -128), (torch.uint8, 255, 0), (torch.float16, 1e4, -1e4), (torch.float32, 1e4, -1e4)],
+)
+def test_a_probed_token_is_as_loud_as_its_format_can_be_and_no_other_is_touched(dtype: torch.dtype, loud: float, least: float) -> None:
+    for sign, value in ((1, loud), (-1, least)):
+        stored = torch.ones(1, 2, 5, 3).to(dtype)
+        layer: Any = SimpleNamespace(all_parts=lambda stored=stored: [Part("keys", stored, stored.nbytes)])
+        shout(SimpleNamespace(layers=[layer]), (0, 1, 3), 5, sign)  # type: ignore[arg-type]
+        wanted = torch.ones(1, 2, 5, 3).to(dtype)
+        wanted[:, 1, 3] = value
+        assert torch.equal(stored, wanted)

@@ -318,7 +318,15 @@ class OwnModule(Stored):
         return x.half() if old is None else torch.cat((old.data, x.half()), 2)
 
 
-@pytest.mark.parametrize("kind", [Stored, Int8, Int16, Signs, Roomy, Ragged, Segmented, Bounded, OwnModule])
+class InCircle(Stored):
+    """What it holds leads back to itself."""
+
+    def __init__(self, context: LayerContext) -> None:
+        super().__init__(context)
+        self.owners = [{"layer": self}]
+
+
+@pytest.mark.parametrize("kind", [Stored, Int8, Int16, Signs, Roomy, Ragged, Segmented, Bounded, OwnModule, InCircle])
 def test_no_honest_storage_is_accused(kind: type[LayerCache], auditor: Auditor) -> None:
     found = examined(auditor, Made(kind=kind))
     assert found.label == "real", found.to_plain()
