@@ -3,8 +3,8 @@
 cosmic-ray makes the changes (``+`` to ``-``, ``<`` to ``<=``, a number by one, a loop that never runs, …) in a copy of the tree.
 A room's tests run once unchanged, which says what each covers and costs; then a mutant meets the tests that cover its line,
 cheapest first, until one fails (``killed``), a limit of CPU seconds is passed (``timeout``) or none is left (``survived``). Dear
-tests and what runs in processes of their own are not asked: a survivor is a place to look at. A room of 50 mutants takes 5 to 20
-minutes on one core, ``caches`` the longest.
+tests and what runs in processes of their own are not asked: a survivor is a place to look at. 40 mutants of ``scoring`` took 262 CPU
+seconds, 52 of them to see what its tests cover; ``caches`` has the dearest tests.
 
     pip install 'kvbench[dev,mutation]'
     python tests/bench/bench_mutants.py --room caches --sample 60 --json caches.json
