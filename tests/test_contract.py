@@ -350,3 +350,10 @@ def test_verify_finds_tokens_kept_twice_while_decoding() -> None:
 
 def test_an_index_of_no_tokens_is_none() -> None:
     assert checked_index(torch.empty(1, 2, 0, dtype=torch.long), 5).numel() == 0
+
+
+def test_a_token_named_twice_is_found_wherever_the_two_stand() -> None:
+    with pytest.raises(MethodError, match="twice"):
+        checked_index(torch.tensor([[[3, 1, 3]]]), 5)
+    apart = torch.tensor([[[3, 1], [1, 3]]])
+    assert checked_index(apart, 5) is apart, "heads may keep the same tokens"

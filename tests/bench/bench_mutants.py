@@ -59,7 +59,7 @@ ROOMS = {
     ),
     "scoring": Room(
         ("kvbench/instruments/scoring.py", "kvbench/instruments/protocol.py"),
-        "scoring contract drift reconstruction answers sweep kvpress_plugin rounding growth",
+        "scoring protocol contract drift reconstruction answers sweep kvpress_plugin rounding growth",
         "not embedded and not test_in_float64_no_row_moves",
     ),
     "audit": Room(
