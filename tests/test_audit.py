@@ -164,6 +164,7 @@ def test_what_stores_all_as_it_is_has_compressed_nothing_yet(label: str, session
     session.methods[label] = resolve(MethodSpec.parse(label), session.spec)  # type: ignore[index]
     found = Auditor(session, 96, 8, [label]).examine(label)
     assert found.label == "nothing compressed yet", found.to_plain()
+    assert not found.checks["fewer bytes"].passed
 
 
 def test_a_method_that_has_nothing_to_do_at_the_audits_length_is_audited_at_the_runs(session: Session) -> None:
