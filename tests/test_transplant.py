@@ -111,6 +111,9 @@ def streaming() -> Auditor:
 def test_every_method_answers_by_what_it_counts_while_streaming(label: str, streaming: Auditor) -> None:
     check = streaming.examine(label).checks["transplant"]
     assert (check.passed, check.figure) == (True, 0), check
+    assert not {"prompt", "other_prompt"} & vars(streaming).keys(), (
+        "a stream's cache takes tokens as they come, and no prompt is compressed"
+    )
 
 
 class Stored(LayerCache):
