@@ -9,9 +9,8 @@ from kvbench.metrics.paired import ALPHA, Kind, kind_of, paired, shared
 from kvbench.metrics.rounding import is_within
 from kvbench.metrics.row import Row
 from kvbench.metrics.stats import mann_whitney, median
-from kvbench.spec import CONTROLS
+from kvbench.spec import BASELINE, CONTROLS, RANDOM
 
-BASELINE, RANDOM = CONTROLS
 SAVING = 0.5
 """A row that is called best saves at least this share of what ``random`` saves."""
 

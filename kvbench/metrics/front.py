@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvbench.metrics import factors
-from kvbench.metrics.apart import BASELINE, is_better, is_ranked
+from kvbench.metrics.apart import is_better, is_ranked
 from kvbench.metrics.measured import Measured
 from kvbench.metrics.row import Row
+from kvbench.spec import BASELINE
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from kvbench.spec import RunSpec, presets
+from kvbench.spec import BASELINE, CONTROLS, RunSpec, presets
 
-_CONTROLS = ("baseline", "random")
 _FLAGS = ("samples", "context", "continuation", "compression_ratio", "budget", "protocol", "chunk_size", "batch_size", "seed")
 _MODEL_FLAGS = ("device", "dtype", "cache_dtype", "revision")
 _CORPUS_FLAGS = ("stride", "bos", "data_dir")
@@ -24,7 +23,7 @@ def command_of(spec: RunSpec) -> str:
     if known and spec.model.id != base.model.id:
         words += ["--model", spec.model.id]
     words += _changed(spec.model, base.model, _MODEL_FLAGS) + (["--random-weights"] if spec.model.random_weights else [])
-    words += ["--methods", ",".join(m.label for m in spec.methods if m.label not in _CONTROLS) or _CONTROLS[0]]
+    words += ["--methods", ",".join(m.label for m in spec.methods if m.label not in CONTROLS) or BASELINE]
     words += ["--evals", ",".join(e.label for e in spec.evaluators)]
     words += ["--corpus", spec.corpus.name] if spec.corpus.name != base.corpus.name else []
     words += _changed(spec.corpus, base.corpus, _CORPUS_FLAGS) + _changed(spec, base, _FLAGS)
