@@ -16,9 +16,11 @@ from stub_fixtures import forget_registries, stub_spec, stubbed  # noqa: F401
 from kvbench.cli import main
 from kvbench.engine import start
 from kvbench.engine.journal import EVENTS, SPEC, RunFolder
+from kvbench.engine.soundness import Inspector
 from kvbench.errors import ExitCode, ResultError
 from kvbench.record import events as ev
 from kvbench.record import results
+from kvbench.spec import Unit
 
 REFERENCE = Path(__file__).parents[1] / "bench_results" / "reference"
 BOM = b"\xef\xbb\xbf"
@@ -351,3 +353,17 @@ def test_a_rung_of_a_ladder_is_named_by_words_or_numbers(step: object) -> None:
     check_record("reconstruction", {"ladder": "bits", "step": step, "method": "kivi:bits=4", "failed": "no room"})
     with pytest.raises(ResultError, match=r"record of reconstruction, step"):
         check_record("reconstruction", {"ladder": "bits", "step": None})
+
+
+def test_damage_after_a_resume_costs_nothing_that_the_resume_does_again_whole() -> None:
+    """A unit that was under way before a resume is begun anew after it: a line lost in between is no part of it."""
+    unit = Unit("counting/0", "counting", 0, ("baseline",))
+    journal = Inspector(lambda _: pytest.fail("the plan is there"), _units={unit.id: unit}, _methods=frozenset(unit.methods))
+    sound: list[ev.Event] = []
+    for event in (ev.ModelLoaded(1.0, {"id": "stub"}, 1.0), ev.UnitStarted(2.0, unit.id), ev.RunResumed(3.0, 0)):
+        journal.take(1, event, sound)
+    journal.lose(4, "torn")
+    for event in (ev.UnitStarted(5.0, unit.id), ev.UnitFinished(6.0, unit.id, 1.0, facts=0)):
+        journal.take(5, event, sound)
+    assert not journal.again
+    assert any(isinstance(event, ev.UnitFinished) for event in sound)
